@@ -1,0 +1,19 @@
+"""LFM2 in Python, with text, pictures, sound and search around it. The floor: nothing heavy is imported here."""
+
+from lfm2_mm.errors import LfmError
+from lfm2_mm.types import Audio, AudioChunk, Done, Image, Message, Sampling, Text, TextDelta, Usage
+
+__version__ = "0.1.0"
+__all__ = [
+    "Audio",
+    "AudioChunk",
+    "Done",
+    "Image",
+    "LfmError",
+    "Message",
+    "Sampling",
+    "Text",
+    "TextDelta",
+    "Usage",
+    "__version__",
+]
