@@ -22,7 +22,7 @@ class Checkpoint:
     """One row. None stands for what its publisher has not told, never for a guess."""
 
     name: str
-    kind: Kind
+    kind: Kind | None  # None: not of this table, a foreign hub id
     parameters: int | None
     licence: str
     repo: str | None = None  # on the hub
