@@ -1,0 +1,1 @@
+"""Everything a person starts: the command line, the demos, the measurements."""

@@ -1,0 +1,248 @@
+"""The command line `lfm2-mm`: flags, exit codes, errors in one line. Each verb lives in apps/verbs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from apps.screen import open_screen, plain
+from lfm2_mm.errors import LfmError
+
+DONE, FAILED, INTERRUPTED = 0, 1, 130  # wrong usage is argparse's own 2
+MODES = ("hybrid", "colbert", "lexical")
+SHAPES = ("LFM2-350M", "LFM2-700M", "LFM2-1.2B", "LFM2-2.6B", "LFM2-8B-A1B")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    try:
+        args = parser().parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        return _run(args)
+    except SystemExit as stop:  # a verb refused a combination of flags
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader left (`| head`): nothing to tell, and nowhere to flush to at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        else:
+            print(f"lfm2-mm {args.verb}: {told(error)}", file=sys.stderr)
+        return FAILED
+
+
+def _run(args: argparse.Namespace) -> int:
+    screen = open_screen(args.json)
+    module, function = args.run.split(":")
+    # Under --json a library that prints must not spoil the document.
+    quiet = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
+    with quiet:
+        code = getattr(import_module(module), function)(args, screen)
+    screen.out.flush()
+    return code or DONE
+
+
+def told(error: Exception) -> str:
+    """An error in one line that says what to do."""
+    if isinstance(error, LfmError):
+        return plain(str(error))
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename is not None else ""
+        advice = "; free some space and run it again" if error.errno == errno.ENOSPC else ""
+        return plain(f"{error.strerror}{where}{advice}")
+    if isinstance(error, MemoryError):
+        return "out of memory; give less at once, or use --dtype int8"
+    kind = type(error).__name__
+    return plain(f"unexpected {kind}: {error}; --debug shows where, please report it")
+
+
+# ---- flags ----------------------------------------------------------------------------------
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a number in `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def pair(text: str) -> tuple[str, str]:
+    """An argparse type: key=value."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value")
+    return key, value
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("for every verb")
+    group.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    group.add_argument("--dtype", choices=("auto", "fp32", "bf16", "int8"), default="auto")
+    group.add_argument("--offline", action="store_true", help="never ask the model hub")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _generating(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how to generate (default: the checkpoint's advice)")
+    group.add_argument("--max-tokens", type=whole(1), metavar="N")
+    group.add_argument(
+        "--temperature", type=number(0, 100), metavar="T", help="0 is plain greedy: no penalty"
+    )
+    group.add_argument("--seed", type=whole(0), metavar="N")
+    group.add_argument("--top-k", type=whole(0), metavar="K", help="0 cuts nothing")
+    group.add_argument("--min-p", type=number(0, 1), metavar="P")
+    group.add_argument("--repetition-penalty", type=number(0.001, 100), metavar="R")
+    group.add_argument("--system", metavar="TEXT", help="the system message")
+
+
+def _index_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--index", required=True, metavar="DIR", help="the index folder")
+
+
+def _model_flag(parser: argparse.ArgumentParser, default: str | None, what: str) -> None:
+    parser.add_argument("--model", default=default, metavar="NAME_OR_PATH", help=what)
+
+
+# ---- verbs ----------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; imports nothing that a verb needs."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    top = argparse.ArgumentParser(
+        prog="lfm2-mm",
+        description="LFM2 at home: chat, and search your own documents by meaning.",
+        epilog="`lfm2-mm VERB --help` explains one verb.",
+        allow_abbrev=False,
+    )
+    with contextlib.suppress(PackageNotFoundError):  # run from a source tree, not installed
+        top.add_argument("--version", action="version", version=version("lfm2-mm"))
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for add in (_about_checkpoints, _about_chat, _about_index, _about_measures, _about_demo):
+        add(lambda name, run, text: _verb(verbs, name, run, text))
+    return top
+
+
+Add = Callable[[str, str, str], argparse.ArgumentParser]
+
+
+def _verb(verbs: argparse._SubParsersAction, name: str, run: str, text: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+    )
+    _common(verb)
+    verb.set_defaults(run=run, wrong_usage=verb.error)
+    return verb
+
+
+def _about_checkpoints(add: Add) -> None:
+    add("models", "apps.verbs.checkpoints:models", "list the known checkpoints")
+    add("doctor", "apps.doctor:doctor", "check this installation and say what was chosen")
+    fetch = add("fetch", "apps.verbs.checkpoints:fetch", "download a checkpoint into the cache")
+    fetch.add_argument("name", metavar="NAME", help="as `lfm2-mm models` lists it, or a hub id")
+    fetch.add_argument("--remove", action="store_true", help="delete it from the cache instead")
+
+
+def _about_chat(add: Add) -> None:
+    chat = add("chat", "apps.verbs.chat:chat", "chat with a checkpoint, one prompt or a session")
+    chat.add_argument(
+        "prompt", nargs="?", help="default: stdin where piped, else an interactive session"
+    )
+    _model_flag(chat, None, "default: a chat checkpoint that is already here; `echo` needs none")
+    chat.add_argument(
+        "--active-experts", type=whole(1), metavar="N", help="experts per token of a MoE"
+    )
+    _generating(chat)
+
+
+def _about_index(add: Add) -> None:
+    index = add("index", "apps.verbs.collection:index", "index files and folders, or update")
+    index.add_argument("paths", nargs="+", metavar="PATH")
+    _index_flag(index)
+    _model_flag(index, None, "encoder of a new index; default: nano-colbert")
+    index.add_argument("--prune", action="store_true", help="remove documents whose file is gone")
+    index.add_argument(
+        "--meta", type=pair, action="append", default=[], metavar="KEY=VALUE", help="keep with each"
+    )
+    search = add("search", "apps.verbs.collection:search", "search an index")
+    search.add_argument("query")
+    _index_flag(search)
+    _model_flag(search, None, "default: the model the index was made with")
+    search.add_argument("-k", type=whole(1), default=10, help="how many hits (default 10)")
+    search.add_argument("--mode", choices=MODES, default="hybrid")
+    search.add_argument(
+        "--filter", type=pair, action="append", default=[], metavar="KEY=VALUE",
+        help="source=*.pdf, or what `index --meta` kept; repeat to narrow down",
+    )  # fmt: skip
+    delete = add("delete", "apps.verbs.collection:delete", "delete documents from an index")
+    _index_flag(delete)
+    delete.add_argument("--source", required=True, help="a source, or a pattern such as *.pdf")
+    _index_flag(add("info", "apps.verbs.collection:info", "say what an index holds"))
+    _index_flag(add("check", "apps.verbs.collection:check", "verify every stored byte of an index"))
+
+
+def _about_measures(add: Add) -> None:
+    evaluate = add(
+        "evaluate", "apps.verbs.measures:evaluate", "measure retrieval on a BEIR-style folder"
+    )
+    evaluate.add_argument("folder", metavar="DIR", help="corpus.jsonl, queries.jsonl, qrels.tsv")
+    _model_flag(evaluate, "nano-colbert", "the encoder (default nano-colbert)")
+    evaluate.add_argument("--mode", choices=MODES, default="hybrid")
+    bench = add("bench", "apps.verbs.measures:bench", "measure speed on this machine")
+    bench.add_argument("what", nargs="?", choices=("chat", "retrieval"), help="default: both")
+    bench.add_argument(
+        "--shape", choices=SHAPES, default="LFM2-350M", help="random weights of this shape (chat)"
+    )
+    _model_flag(bench, "nano-colbert", "the encoder (retrieval)")
+
+
+def _about_demo(add: Add) -> None:
+    demo = add("demo", "apps.verbs.demo:demo", "open the search page in the browser")
+    demo.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine only")
+    demo.add_argument("--port", type=whole(0), default=7860, help="0 takes any free port")
+    demo.add_argument("--index", metavar="DIR", help="show this index too")
+    demo.add_argument("--no-browser", action="store_true", help="only serve")
+    _model_flag(demo, "nano-colbert", "encoder of new indexes (default nano-colbert)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

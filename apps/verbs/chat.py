@@ -1,0 +1,127 @@
+"""The verb `chat`: one prompt, or a session at the terminal."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from apps import wiring
+from apps.screen import Screen
+from lfm2_mm.errors import LfmError
+from lfm2_mm.types import Done, Message, Sampling, TextDelta
+
+if TYPE_CHECKING:
+    from lfm2_mm.engine import Engine
+
+FIELDS = ("max_tokens", "temperature", "seed", "top_k", "min_p", "repetition_penalty")
+INTRODUCTION = "/new starts over, /exit or Ctrl-D ends, Ctrl-C stops a reply"
+
+
+def chat(args: Namespace, screen: Screen) -> None:
+    """Answer one prompt, or hold a session where there is none and a terminal is."""
+    prompt = args.prompt
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read().strip()
+    if prompt == "":
+        args.wrong_usage("the prompt is empty: give a text, or nothing for a session at a terminal")
+    if prompt is None and args.json:
+        args.wrong_usage("--json needs a prompt: a session has no single result")
+    engine = wiring.open_chat(args)
+    try:
+        sampling = sampling_of(args, engine.advice)
+        if prompt is None:
+            session(engine, _opening(args.system), sampling, screen)
+        else:
+            _answer(engine, [*_opening(args.system), Message.user(prompt)], sampling, screen)
+    finally:
+        engine.close()
+
+
+def _answer(
+    engine: Engine, messages: Sequence[Message], sampling: Sampling, screen: Screen
+) -> None:
+    parts: list[str] = []
+    done = reply(engine, messages, sampling, parts.append if screen.as_json else screen.write)
+    record = {
+        "text": "".join(parts),
+        "finish_reason": done.reason,
+        "usage": asdict(done.usage),
+        "timings": asdict(done.timings),
+    }
+    screen.result(record, [""])
+
+
+def sampling_of(args: Namespace, advice: Sampling) -> Sampling:
+    """The checkpoint's advice, with the given flags in place; temperature 0 drops the advice."""
+    given = {name: getattr(args, name) for name in FIELDS if getattr(args, name) is not None}
+    if given.get("temperature") == 0:
+        advice = Sampling(temperature=0.0, max_tokens=advice.max_tokens)
+    return replace(advice, **given)
+
+
+def reply(
+    engine: Engine,
+    messages: Sequence[Message],
+    sampling: Sampling,
+    hear: Callable[[str], object],
+) -> Done:
+    """Stream one reply, every piece of text to `hear`; returns how it ended."""
+    done = Done("cancelled")
+    with closing(engine.stream(messages, sampling)) as stream:
+        for event in stream:
+            if isinstance(event, TextDelta):
+                hear(event.text)
+            elif isinstance(event, Done):
+                done = event
+    return done
+
+
+def session(
+    engine: Engine, opening: Sequence[Message], sampling: Sampling, screen: Screen
+) -> None:
+    """Take turns until /exit, Ctrl-D, or Ctrl-C at the prompt."""
+    with suppress(ImportError):  # Windows has none: input() is then without line editing
+        import readline  # noqa: F401
+    screen.say(INTRODUCTION)
+    messages = list(opening)
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            screen.say("")
+            return
+        if line == "/exit":
+            return
+        if line == "/new":
+            messages = list(opening)
+        elif line:
+            messages = _turn(engine, [*messages, Message.user(line)], sampling, screen)
+
+
+def _turn(
+    engine: Engine, messages: list[Message], sampling: Sampling, screen: Screen
+) -> list[Message]:
+    """One reply; returns the conversation to go on with. A turn that failed is forgotten."""
+    heard: list[str] = []
+
+    def hear(text: str) -> None:
+        heard.append(text)
+        screen.write(text)
+
+    try:
+        reply(engine, messages, sampling, hear)
+    except KeyboardInterrupt:
+        screen.say(" [stopped]")
+    except LfmError as error:
+        screen.say(f"{error}; /new starts over")
+        return messages[:-1]
+    screen.write("\n")
+    return [*messages, Message.assistant("".join(heard))]
+
+
+def _opening(system: str | None) -> list[Message]:
+    return [Message.system(system)] if system else []
