@@ -1,0 +1,54 @@
+"""What every test stands on: no network, one number of threads, caches of its own, the data folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+OFFLINE = Path(__file__).parent / "offline"
+SCRATCH = Path(tempfile.mkdtemp(prefix="lfm2-mm-tests-"))
+REFUSED = SCRATCH / "refused.txt"
+
+# Before torch, transformers, gradio and huggingface_hub are imported: each reads its own once.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HOME": str(SCRATCH / "hub"),  # the developer's own cache changes no result
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_TEMP_DIR": str(SCRATCH / "gradio"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "LFM2_MM_TEST_REFUSED": str(REFUSED),
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(OFFLINE), os.environ.get("PYTHONPATH")])),
+}
+os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+REFUSED.touch()
+
+from tests.offline import sitecustomize  # noqa: E402, F401  (starts watching)
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def refused() -> Iterator[Path]:
+    """The file that lists connections refused during a test; the test fails when it is not empty."""
+    yield REFUSED
+    attempts = REFUSED.read_text(encoding="utf-8")
+    REFUSED.write_text("", encoding="utf-8")
+    if attempts:
+        pytest.fail(f"connections beyond this machine were tried:\n{attempts}")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of evaluation data; it is not part of the project."""
+    folder = os.environ.get("LFM2_MM_DATA")
+    if not folder:
+        pytest.skip("no evaluation data here: LFM2_MM_DATA is not set")
+    return Path(folder)
