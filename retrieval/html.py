@@ -10,13 +10,15 @@ from retrieval.extract import Extract, Writer
 FED = 1 << 16  # characters given to the parser at a time
 CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
 SKIPPED = frozenset(
-    "script style template noscript nav svg math iframe object canvas select button head".split()
+    {"head", "script", "style", "template", "noscript", "nav", "svg", "math", "iframe", "object"}
+    | {"canvas", "select", "button"}
 )
 PARAGRAPHS = frozenset(
-    "p div section article main header footer aside ul ol dl table blockquote pre figure "
-    "figcaption form fieldset details address hr body".split()
+    {"p", "div", "section", "article", "main", "header", "footer", "aside", "ul", "ol", "dl"}
+    | {"table", "blockquote", "pre", "figure", "figcaption", "form", "fieldset", "details"}
+    | {"address", "hr", "body"}
 )
-LINE_TAGS = frozenset("li dt dd tr br caption summary option legend".split())
+LINE_TAGS = frozenset({"li", "dt", "dd", "tr", "br", "caption", "summary", "legend"})
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
 
 

@@ -21,7 +21,8 @@ class Document:
     """The text of one source, and what is known of its structure.
 
     `text` is the file's own text for plain formats, so that offsets point into the file (decoded,
-    line ends kept, without a byte order mark); for html, pdf, docx and json it is the text taken out.
+    line ends kept, without a byte order mark); for html, pdf, docx and json it is what was taken
+    out of it.
     """
 
     source: str
@@ -88,7 +89,8 @@ def begins_paragraph(text: str, start: int) -> bool:
 
 RST_TITLE = re.compile(
     r"^(?:(?P<over>([=\-~^\"'`#*+.:_])\2{2,})[ \t]*\r?\n)?"
-    r"[ \t]{0,40}(?P<title>\S.{0,200}?)[ \t]{0,8}\r?\n(?P<under>([=\-~^\"'`#*+.:_])\5{2,})[ \t]*\r?$",
+    r"[ \t]{0,40}(?P<title>\S.{0,200}?)[ \t]{0,8}\r?\n"
+    r"(?P<under>([=\-~^\"'`#*+.:_])\5{2,})[ \t]*\r?$",
     re.MULTILINE,
 )
 
@@ -126,26 +128,25 @@ DEFINITION = re.compile(
     re.MULTILINE,
 )
 HOLDS_MEMBERS = frozenset(
-    "class struct interface enum trait impl mod module namespace object record union".split()
+    {"class", "struct", "interface", "enum", "trait", "impl", "mod", "module", "namespace"}
+    | {"object", "record", "union"}
 )
 LEADS_IN = re.compile(r"[ \t]*(?:@|#|//|/\*|\*|--)")  # decorators and comments above a definition
 
 
 def outline_code(text: str) -> Iterator[Heading]:
-    """Functions, classes and members of classes; what is defined inside a function is part of it."""
+    """Functions, classes and their members; what is defined inside a function is part of it."""
     above: list[tuple[int, bool]] = []  # (indentation, holds members) of the definitions around
     floor = 0
     for found in DEFINITION.finditer(text):
         indent = len(found["indent"].expandtabs(4))
         while above and above[-1][0] >= indent:
             above.pop()
-        if above and not above[-1][1] or not above and indent:
+        if not above[-1][1] if above else indent:
             continue
-        name = next(filter(None, found.group("name", "arrow", "sql", "table", "call"))).strip(
-            '[]"`:.'
-        )
+        name = next(filter(None, found.group("name", "arrow", "sql", "table", "call")))
         above.append((indent, found["word"] in HOLDS_MEMBERS))
-        yield Heading(lead_in(text, found.start(), floor), len(above), name)
+        yield Heading(lead_in(text, found.start(), floor), len(above), name.strip('[]"`:.'))
         floor = found.end()
 
 
