@@ -1,4 +1,4 @@
-"""The command line `lfm2-mm`: flags, exit codes, errors in one line. Each verb lives in apps/verbs."""
+"""The command line `lfm2-mm`: flags, exit codes, errors in one line. Verbs live in apps/verbs."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # a verb refused a combination of flags
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept", file=sys.stderr)
+        sys.stderr.write("interrupted; what was finished is kept\n")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader left (`| head`): nothing to tell, and nowhere to flush to at exit.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (told in one line; --debug shows all of it)
         if args.debug:
             traceback.print_exc()
         else:
-            print(f"lfm2-mm {args.verb}: {told(error)}", file=sys.stderr)
+            sys.stderr.write(f"lfm2-mm {args.verb}: {told(error)}\n")
         return FAILED
 
 
@@ -165,7 +165,9 @@ def parser() -> argparse.ArgumentParser:
 Add = Callable[[str, str, str], argparse.ArgumentParser]
 
 
-def _verb(verbs: argparse._SubParsersAction, name: str, run: str, text: str) -> argparse.ArgumentParser:
+def _verb(
+    verbs: argparse._SubParsersAction, name: str, run: str, text: str
+) -> argparse.ArgumentParser:
     verb: argparse.ArgumentParser = verbs.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
     )

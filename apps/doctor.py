@@ -59,7 +59,7 @@ def _guarded(name: str, look: Callable[[], str]) -> Check:
     """A look that fails is itself a finding: the other checks still run."""
     try:
         return Check(name, True, look())
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         return Check(name, False, f"{type(error).__name__}: {error}")
 
 

@@ -26,21 +26,21 @@ class Screen:
         self.colour = not as_json and out.isatty()
 
     def result(self, record: Any, lines: Iterable[str]) -> None:
-        """Show the result: `record` as the JSON document, or `lines` (not consumed under --json)."""
+        """Show the result: `record` as the JSON document, or else `lines`."""
         if self.as_json:
             # ASCII only: file names that are not UTF-8 stay valid JSON on every terminal.
-            print(json.dumps(record, indent=2), file=self.out)
-            return
-        for line in lines:
-            print(line, file=self.out)
+            lines = [json.dumps(record, indent=2)]
+        self.out.writelines(f"{line}\n" for line in lines)
 
     def write(self, text: str) -> None:
         """A piece of a result that grows while one watches."""
-        print(text, end="", file=self.out, flush=True)
+        self.out.write(text)
+        self.out.flush()
 
     def say(self, text: str) -> None:
         """A remark beside the result."""
-        print(text, file=self.err, flush=True)
+        self.err.write(f"{text}\n")
+        self.err.flush()
 
     def mark(self, text: str, *, strong: bool = True) -> str:
         """`text` made to stand out, where the terminal can."""
@@ -50,7 +50,7 @@ class Screen:
 
     @contextmanager
     def progress(self, unit: str) -> Iterator[Callable[[int, int, str], None]]:
-        """Gives `tell(done, total, what)`: a bar on a terminal, plain lines when piped, or nothing."""
+        """Gives `tell(done, total, what)`: a bar on a terminal, lines when piped, or nothing."""
         if self.as_json:
             yield lambda done, total, what: None
         elif self.err.isatty():
@@ -64,7 +64,9 @@ class Screen:
 def _bar(stream: TextIO, unit: str) -> Iterator[Callable[[int, int, str], None]]:
     from tqdm import tqdm
 
-    with tqdm(unit=f" {unit}", unit_scale=True, file=stream, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(
+        file=stream, unit=f" {unit}", unit_scale=True, leave=False, dynamic_ncols=True
+    ) as bar:
 
         def tell(done: int, total: int, what: str) -> None:
             bar.total = total or None
@@ -83,6 +85,7 @@ class _Lines:
         self.started = self.told = time.monotonic()
 
     def tell(self, done: int, total: int, what: str) -> None:
+        """`done` of `total` units are done; `what` is being worked on."""
         now = time.monotonic()
         if now - self.told < BETWEEN_LINES_S:
             return
@@ -90,8 +93,8 @@ class _Lines:
         rate = done / (now - self.started)
         left = f", {duration((total - done) / rate)} left" if total and done else ""
         of = f" of {total:,}" if total else ""
-        line = f"{done:,}{of} {self.unit}, {rate:,.1f}/s{left}: {plain(what)}"
-        print(line, file=self.stream, flush=True)
+        self.stream.write(f"{done:,}{of} {self.unit}, {rate:,.1f}/s{left}: {plain(what)}\n")
+        self.stream.flush()
 
 
 def plain(text: str) -> str:
@@ -130,7 +133,7 @@ def _is_number(cell: str) -> bool:
 
 
 def open_screen(as_json: bool) -> Screen:
-    """The process's own streams; names that the terminal cannot show are escaped, never an error."""
+    """The process's own streams; what the terminal cannot show is escaped, never an error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Text that every machine has: this project's documents and the descriptions of installed packages."""
+"""Text that every machine has: this project's documents, descriptions of installed packages."""
 
 from __future__ import annotations
 
@@ -29,11 +29,15 @@ def project_files() -> list[Path]:
     """README and docs of the source tree; none where the package was installed from a wheel."""
     if not (ROOT / "pyproject.toml").is_file():
         return []
-    return [path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))) if path.is_file()]
+    return [
+        path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))) if path.is_file()
+    ]
 
 
 def description(distribution: Distribution) -> str:
     """The long description: the body of the metadata, or the Description field of old ones."""
     metadata = distribution.metadata
     text = metadata.get_payload() if hasattr(metadata, "get_payload") else ""
-    return (text if isinstance(text, str) else "").strip() or metadata.get("Description", "").strip()
+    return (text if isinstance(text, str) else "").strip() or metadata.get(
+        "Description", ""
+    ).strip()

@@ -1,16 +1,19 @@
-"""Hits, documents and sources as HTML. Every text is hostile: nothing reaches the page unescaped."""
+"""Hits, documents and sources as HTML. Texts are hostile: nothing reaches the page unescaped."""
 
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from retrieval.index import Hit, Match
+    from retrieval.types import Hit, Match
 
 EXCERPT = 520  # characters of a passage on its card
 AROUND = 20_000  # characters shown before and after a passage in its source
+
+BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
 
 # The page's templates read these as code, so they are written as entities too.
 _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
@@ -35,6 +38,7 @@ def _card(number: int, hit: Hit, name: str, best: float) -> str:
     share = max(0.0, min(1.0, hit.score / best)) if best > 0 else 0.0
     start, end = excerpt(hit.text, hit.matches)
     before, after = "… " if start else "", " …" if end < len(hit.text) else ""
+    passage = BLANK_LINES.sub("\n", marked(hit.text, hit.matches, start, end))
     heading = f'<div class="heading">{escape(hit.heading)}</div>' if hit.heading else ""
     return (
         f'<article class="hit"><header><span class="rank">{hit.rank}</span>'
@@ -42,8 +46,8 @@ def _card(number: int, hit: Hit, name: str, best: float) -> str:
         f"{escape(name)}</button>"
         f'<span class="place">{place(hit)}</span>'
         f'<span class="score" title="score {hit.score:.4f}">'
-        f'<i style="width:{share:.0%}"></i><b>{hit.score:.2f}</b></span></header>'
-        f"{heading}<p>{before}{marked(hit.text, hit.matches, start, end)}{after}</p></article>"
+        f'<i><i style="width:{share:.0%}"></i></i><b>{hit.score:.2f}</b></span></header>'
+        f"{heading}<p>{before}{passage}{after}</p></article>"
     )
 
 
@@ -114,4 +118,5 @@ def documents(sources: Sequence[tuple[str, str, int]]) -> str:
 
 
 def note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
+    """A remark; nothing for the empty one."""
+    return f'<p class="note">{escape(text)}</p>' if text else ""

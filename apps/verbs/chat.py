@@ -80,9 +80,7 @@ def reply(
     return done
 
 
-def session(
-    engine: Engine, opening: Sequence[Message], sampling: Sampling, screen: Screen
-) -> None:
+def session(engine: Engine, opening: Sequence[Message], sampling: Sampling, screen: Screen) -> None:
     """Take turns until /exit, Ctrl-D, or Ctrl-C at the prompt."""
     with suppress(ImportError):  # Windows has none: input() is then without line editing
         import readline  # noqa: F401

@@ -6,38 +6,32 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from apps import wiring
 from apps.screen import Screen, duration, plain, size
 
 if TYPE_CHECKING:
-    from retrieval.index import Hit, Info, Match, Report
+    from retrieval.types import Hit, Info, Match, Report
 
 STRONG = 0.6  # cosine from which a matched word is shown in bold
 
 
 def index(args: Namespace, screen: Screen) -> None:
     """Create an index or bring it up to date."""
-    with wiring.open_index(args, create=True) as opened, screen.progress("documents") as tell:
+    with wiring.open_index(args, create=True) as opened, screen.progress("bytes") as tell:
         report = opened.update(
             args.paths,
             prune=args.prune,
             meta=dict(args.meta),
-            progress=lambda step: tell(step.done, step.total, step.source),
+            progress=lambda step: tell(step.bytes, step.of_bytes, step.source),
         )
-    screen.result({"index": str(args.index), **report_record(report)}, _report_lines(report))
-
-
-def report_record(report: Report) -> dict[str, Any]:
-    record = asdict(report)
-    record["skipped"] = [{"path": str(path), "why": why} for path, why in report.skipped]
-    return record
+    screen.result({"index": str(args.index), **asdict(report)}, _report_lines(report))
 
 
 def _report_lines(report: Report) -> Iterator[str]:
-    for path, why in report.skipped:
-        yield f"skipped {plain(str(path))}: {plain(why)}"
+    for one in report.skipped:
+        yield f"skipped {plain(one.path)}: {plain(one.why)}"
     yield (
         f"{report.added} added, {report.updated} updated, {report.removed} removed, "
         f"{len(report.skipped)} skipped in {duration(report.seconds)}"
@@ -110,6 +104,6 @@ def check(args: Namespace, screen: Screen) -> int:
     with wiring.open_index(args) as opened:
         damaged = opened.check()
     record = {"ok": not damaged, "damaged": [asdict(one) for one in damaged]}
-    lines = [f"damaged {plain(str(one.file))}: {plain(one.what)}" for one in damaged]
+    lines = [f"damaged {plain(one.file)}: {plain(one.what)}" for one in damaged]
     screen.result(record, lines or [f"{args.index} is sound"])
     return 1 if damaged else 0

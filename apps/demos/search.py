@@ -1,0 +1,254 @@
+"""The search page: collections, upload, search with matched words, the source at the place."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before gradio is imported: it reads these once. Nothing is told to anybody.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+
+from apps.demos import markup
+from apps.demos.shelf import LIBRARY, MOST_BYTES, UPLOADS, Settings, Shelf
+from lfm2_mm import checkpoint
+from lfm2_mm.errors import LfmError
+from retrieval.types import (  # gradio reads the annotations: not for types alone
+    Hit,
+    Progress,
+    Report,
+)
+
+MODES = [("Meaning and words", "hybrid"), ("Meaning", "colbert"), ("Words", "lexical")]
+EXAMPLES = [
+    "resize a picture without distorting it",
+    "check the types of data that come from a user",
+    "send an HTTP request again when it fails",
+    "split text into subword units",
+]
+TITLE = """<h1>Search your documents</h1>
+<p>By meaning and by word, on this machine alone. Marked words show why a passage was found:
+the stronger the mark, the closer the match.</p>"""
+FONT = ("system-ui", "sans-serif")
+MONO = ("ui-monospace", "Consolas", "monospace")
+STYLE = Path(__file__).with_name("search.css")
+HEAD = """<meta name="referrer" content="no-referrer">"""
+ON_RESULT = """element.addEventListener('click', event => {
+  const button = event.target.closest('[data-hit]');
+  if (button) trigger('click', {hit: Number(button.dataset.hit)});
+});"""
+ON_DOCUMENT = """element.addEventListener('click', event => {
+  const button = event.target.closest('[data-source]');
+  if (button && confirm(button.getAttribute('aria-label') + '?'))
+    trigger('click', {source: button.dataset.source});
+});"""
+ON_SOURCE = """const show = () => {
+  const passage = element.querySelector('.passage'), box = element.querySelector('pre');
+  if (passage) box.scrollTop = passage.offsetTop - box.offsetTop - box.clientHeight / 3;
+};
+setTimeout(show, 50);  // the first time, the panel has just been put in
+watch('value', () => setTimeout(show, 50));"""
+
+
+class Page:
+    """What the controls of the page call. Each method gives the new values of some components."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
+
+    def search(
+        self, name: str, query: str, mode: str, k: float, narrow: str
+    ) -> tuple[str, list[Hit]]:
+        if not query.strip():
+            return "", []
+        start = time.perf_counter()
+        try:
+            hits = self.shelf.search(name, query, int(k), mode, self.shelf.where(name, narrow))
+        except LfmError as error:
+            return markup.note(str(error)), []
+        took = f"{len(hits)} passages in {1000 * (time.perf_counter() - start):,.0f} ms"
+        names = [self.shelf.shown(hit.source) for hit in hits]
+        return markup.cards(hits, names) + markup.note(took if hits else ""), hits
+
+    def open(self, name: str, hits: list[Hit], event: gr.EventData) -> tuple[Any, str]:
+        number = int(event.hit)
+        if not 0 <= number < len(hits):
+            return gr.skip(), gr.skip()
+        hit = hits[number]
+        try:
+            text = self.shelf.text(name, hit)
+        except LfmError as error:
+            return gr.Column(visible=True), markup.note(str(error))
+        return gr.Column(visible=True), markup.source(self.shelf.shown(hit.source), text, hit)
+
+    def choose(self, name: str) -> tuple[str, str, list[Hit], Any, Any]:
+        """Another collection: its documents; results and source of the last one go."""
+        examples = gr.Column(visible=name == LIBRARY)
+        return self.documents(name), "", [], gr.Column(visible=False), examples
+
+    def documents(self, name: str) -> str:
+        """What a collection holds and the list of its documents."""
+        try:
+            sources, info = self.shelf.contents(name)
+        except LfmError as error:
+            return markup.note(str(error))
+        rows = [(s.source, self.shelf.shown(s.source), s.chunks) for s in sources]
+        held = f"{info.documents:,} documents, {info.chunks:,} passages, {info.tokens:,} tokens"
+        made = f", encoded by {info.model}" if info.model else ""
+        growing = self.shelf.preparing if name == LIBRARY else ""
+        return markup.note(growing) + markup.note(held + made) + markup.documents(rows)
+
+    def upload(
+        self,
+        paths: list[str] | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  (how gradio finds it)
+    ) -> tuple[Any, Any, str]:
+        def tell(step: Progress) -> None:
+            progress((step.files, step.of_files), desc="Indexing", unit="files")
+
+        try:
+            told = outcome(self.shelf.upload(paths or [], tell))
+        except LfmError as error:
+            told = markup.note(str(error))
+        return gr.Files(value=None), gr.Dropdown(value=UPLOADS), told
+
+    def delete(self, name: str, event: gr.EventData) -> str:
+        try:
+            self.shelf.delete(name, str(event.source))
+        except LfmError as error:
+            gr.Warning(markup.escape(str(error)))
+        return self.documents(name)
+
+    def wait(self, name: str) -> tuple[Any, str]:
+        """The documents while the library grows; the timer stops when it is ready."""
+        return gr.Timer(active=bool(self.shelf.preparing)), self.documents(name)
+
+
+def outcome(report: Report) -> str:
+    """What became of an upload."""
+    done = f"{report.added} added, {report.updated} updated in {report.seconds:.1f} s"
+    left = "".join(
+        markup.note(f"Skipped {Path(one.path).name}: {one.why}") for one in report.skipped
+    )
+    return markup.note(done) + left
+
+
+def build(shelf: Shelf) -> gr.Blocks:
+    """The page over a shelf of collections."""
+    page = Page(shelf)
+    with gr.Blocks(title="Search your documents", analytics_enabled=False) as blocks:
+        gr.HTML(TITLE, elem_id="title")
+        with gr.Row(elem_id="page"):
+            with gr.Column(scale=0, min_width=310, elem_id="shelf"):
+                name = gr.Dropdown(list(shelf.places), value=LIBRARY, label="Collection")
+                files = gr.Files(label="Add files", height=130)
+                told = gr.HTML(elem_id="told")
+                documents = gr.HTML(js_on_load=ON_DOCUMENT, elem_id="documents")
+            with gr.Column(scale=1, min_width=420):
+                asked, examples, events = _ask()
+                with gr.Row():
+                    with gr.Column(scale=3, min_width=380):
+                        results = gr.HTML(js_on_load=ON_RESULT, elem_id="results")
+                    with gr.Column(
+                        visible=False, scale=2, min_width=380, elem_id="source"
+                    ) as panel:
+                        source = gr.HTML(js_on_load=ON_SOURCE)
+                        close = gr.Button("Close", size="sm")
+        hits = gr.State([])
+        timer = gr.Timer(1.0)
+        quiet = {"show_progress": "hidden"}
+        for event in events:
+            event(page.search, [name, *asked], [results, hits], show_progress="minimal")
+        results.click(page.open, [name, hits], [panel, source], **quiet)
+        close.click(lambda: gr.Column(visible=False), None, panel, **quiet)
+        name.change(page.choose, name, [documents, results, hits, panel, examples], **quiet)
+        taken = files.upload(page.upload, files, [files, name, told])
+        taken.then(page.documents, name, documents, **quiet)
+        documents.click(page.delete, name, documents, **quiet)
+        timer.tick(page.wait, name, [timer, documents], **quiet)
+        blocks.load(page.documents, name, documents, **quiet)
+    return blocks
+
+
+def _ask() -> tuple[list[Any], gr.Column, list[Callable[..., Any]]]:
+    """The controls of a search: (what is asked, the examples, the events that ask)."""
+    with gr.Row(elem_id="ask"):
+        query = gr.Textbox(
+            placeholder="What are you looking for?", show_label=False, container=False,
+            scale=6, max_lines=1, autofocus=True, elem_id="query",
+        )  # fmt: skip
+        go = gr.Button("Search", variant="primary", scale=0, min_width=110)
+    with gr.Row(elem_id="how"):
+        mode = gr.Radio(MODES, value="hybrid", label="Compare by", scale=3, min_width=330)
+        k = gr.Slider(1, 50, value=10, step=1, label="Results", scale=1, min_width=150)
+        narrow = gr.Textbox(
+            label="Only", placeholder="*.pdf  key=value", max_lines=1, scale=1, min_width=150
+        )
+    with gr.Column() as examples:
+        gr.Examples(EXAMPLES, inputs=query, label="Try")
+    events = [query.submit, go.click, mode.change, k.release, narrow.submit]
+    return [query, mode, k, narrow], examples, events
+
+
+def launch(blocks: gr.Blocks, *, host: str, port: int) -> str:
+    """Start serving in the background; returns the address."""
+    # gradio keeps uploads here until they are indexed; it reads the variable at each upload.
+    _, address, _ = blocks.queue(default_concurrency_limit=4).launch(
+        server_name=host,
+        server_port=port or None,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        max_file_size=MOST_BYTES,
+        theme=gr.themes.Default(font=FONT, font_mono=MONO, primary_hue="teal", neutral_hue="slate"),
+        css_paths=STYLE,
+        head=HEAD,
+        footer_links=[],
+    )
+    return address
+
+
+def serve(
+    *,
+    host: str,
+    port: int,
+    index: str | None,
+    settings: Settings,
+    browser: bool,
+    tell: Callable[[str], None],
+) -> None:
+    """Serve the page until Ctrl-C. The library is brought up to date while it serves."""
+    shelf = Shelf(checkpoint.settings().home, settings, Path(index) if index else None)
+    atexit.register(shelf.close)
+    os.environ["GRADIO_TEMP_DIR"] = str(shelf.temporary)
+    blocks = build(shelf)
+    address = launch(blocks, host=host, port=port)
+    tell(f"search page: {address}  (Ctrl-C stops it)")
+    worker = threading.Thread(target=shelf.prepare, daemon=True)
+    worker.start()
+    if browser:
+        show(address)
+    try:
+        blocks.block_thread()
+    finally:
+        blocks.close()
+        shelf.close()
+
+
+def show(address: str) -> None:
+    """Open the page, unless the only browser there is would take over this terminal."""
+    try:
+        found = webbrowser.get()
+    except webbrowser.Error:
+        return
+    if type(found) is not webbrowser.GenericBrowser:
+        found.open(address)

@@ -1,0 +1,60 @@
+"""The verbs `evaluate` (how good) and `bench` (how fast)."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from apps.screen import Screen, table
+
+
+def evaluate(args: Namespace, screen: Screen) -> None:
+    """Measure the ranking on a folder of judged queries."""
+    from retrieval.evaluate import evaluate as measure
+
+    with screen.progress("documents") as tell:
+        found = measure(
+            args.folder,
+            model=args.model,
+            mode=args.mode,
+            device=args.device,
+            dtype=args.dtype,
+            offline=args.offline,
+            progress=tell,
+        )
+    record: dict[str, Any] = asdict(found) if is_dataclass(found) else dict(found)
+    screen.result(record, [f"{key.ljust(12)} {shown(value)}" for key, value in record.items()])
+
+
+def bench(args: Namespace, screen: Screen) -> None:
+    """Measure speed; every row is told when it is known, unless one document is wanted."""
+    rows = []
+    for row in _rows(args):
+        rows.append(row)
+        if not screen.as_json:
+            screen.say("  ".join(f"{key} {shown(value)}" for key, value in row.items()))
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[shown(row.get(head)) for head in heads] for row in rows]
+    screen.result(rows, table(heads, cells))
+
+
+def _rows(args: Namespace) -> Iterator[dict[str, Any]]:
+    from apps.bench import bench_chat, bench_retrieval
+
+    if args.what in ("chat", None):
+        yield from bench_chat(args.shape, device=args.device, dtype=args.dtype)
+    if args.what in ("retrieval", None):
+        yield from bench_retrieval(
+            args.model, device=args.device, dtype=args.dtype, offline=args.offline
+        )
+
+
+def shown(value: object) -> str:
+    """A figure for a person."""
+    if isinstance(value, float):
+        return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
+    return "-" if value is None else str(value)
