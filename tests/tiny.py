@@ -1,4 +1,4 @@
-"""Tiny random checkpoints for tests, written by transformers and PyLate themselves. Knows none of our code.
+"""Tiny random checkpoints for tests, written by transformers and PyLate. Knows none of our code.
 
 Weights are drawn wider than a fresh model's (and norm weights differ from one), so that a forgotten
 norm, mask, bias or position shows in the numbers instead of drowning in 1e-3 activations.
@@ -7,11 +7,13 @@ norm, mask, bias or position shows in the numbers instead of drowning in 1e-3 ac
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 NAMED_SPECIALS = (
@@ -69,6 +71,28 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 7,
     "pad_token_id": 0,
 }
+COLBERT: dict[str, Any] = {
+    "model_type": "ColBERT",
+    "prompts": {"query": "", "document": ""},
+    "default_prompt_name": None,
+    "similarity_fn_name": "MaxSim",
+    "query_prefix": "[Q] ",
+    "document_prefix": "[D] ",
+    "query_length": 12,
+    "document_length": 48,
+    "attend_to_expansion_tokens": False,
+    "skiplist_words": list(string.punctuation),
+    "do_query_expansion": True,
+}
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Dense", "type": "pylate.models.Dense.Dense"},
+]
+PLAIN = {
+    "bias": False,
+    "activation_function": "torch.nn.modules.linear.Identity",
+    "use_residual": False,
+}
 DENSE: dict[str, Any] = {"block_ff_dim": 120, "block_multiple_of": 16}  # 2/3 of 120, rounded: 80
 MOE: dict[str, Any] = {
     "intermediate_size": 80,
@@ -103,12 +127,14 @@ def tokenizer(vocab_size: int = 480, corpus: Sequence[str] = CORPUS) -> Tokenize
     return made
 
 
-def tokenizer_files(path: Path | str, corpus: Sequence[str] = CORPUS) -> Path:
+def tokenizer_files(path: Path | str, added: Sequence[str] = ()) -> Path:
     """tokenizer.json, tokenizer_config.json and chat_template.jinja of the family, at `path`."""
     from transformers import PreTrainedTokenizerFast
 
+    made = tokenizer()
+    made.add_tokens(list(added))
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer(corpus=corpus),
+        tokenizer_object=made,
         bos_token=SPECIALS[1],
         eos_token=SPECIALS[7],
         pad_token=SPECIALS[0],
@@ -145,23 +171,33 @@ def colbert_folder(
     *,
     seed: int = 0,
     dim: int = 16,
-    query_length: int = 12,
-    document_length: int = 48,
     colbert: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
-    """A causal late-interaction checkpoint as PyLate saves it; `colbert` goes to models.ColBERT."""
+    """A causal late-interaction checkpoint; `colbert` overrides COLBERT, its settings.
+
+    Written here file by file, since PyLate is slow to import and caps transformers; test_pylate
+    checks that PyLate saves the same.
+    """
     path = Path(path)
-    trunk = trunk_folder(path.with_name(path.name + "-trunk"), seed=seed, **settings)
-    return save_colbert(
-        trunk,
-        path,
-        seed=seed,
-        embedding_size=dim,
-        query_length=query_length,
-        document_length=document_length,
-        **(colbert or {}),
-    )
+    settings = {"vocab_size": tokenizer().get_vocab_size() + 2, **settings}
+    trunk_folder(path, seed=seed, **settings)
+    tokenizer_files(path, added=("[Q] ", "[D] "))
+    hidden = json.loads((path / "config.json").read_text())["hidden_size"]
+    dense = torch.nn.Linear(hidden, dim, bias=False)
+    randomize(dense, seed + 1)
+    (path / "1_Dense").mkdir(exist_ok=True)
+    save_file({"linear.weight": dense.weight.data}, path / "1_Dense/model.safetensors")
+    write_json(path / "1_Dense/config.json", {"in_features": hidden, "out_features": dim, **PLAIN})
+    write_json(path / "modules.json", MODULES)
+    write_json(path / "config_sentence_transformers.json", {**COLBERT, **(colbert or {})})
+    lengths = {"max_seq_length": COLBERT["document_length"] - 1, "do_lower_case": False}
+    write_json(path / "sentence_bert_config.json", lengths)
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2), encoding="utf-8")
 
 
 def bidirectional_colbert_folder(path: Path | str, **settings: Any) -> Path:
@@ -170,7 +206,7 @@ def bidirectional_colbert_folder(path: Path | str, **settings: Any) -> Path:
     config = json.loads((folder / "config.json").read_text())
     config["architectures"] = ["Lfm2BidirectionalModel"]
     config["auto_map"] = {"AutoModel": "modeling_lfm2_bidirectional.Lfm2BidirectionalModel"}
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    write_json(folder / "config.json", config)
     return folder
 
 
@@ -182,9 +218,8 @@ def bert_colbert_folder(path: Path | str, *, seed: int = 0, dim: int = 16) -> Pa
     trunk = path.with_name(path.name + "-trunk")
     torch.manual_seed(seed)
     words = sorted({w for line in CORPUS for w in line.lower().split() if w.isalpha()})
-    marks = list("""!"#$%&'()*+,-./:;<=>?@[]^_`{|}~""" + "\\")
     pieces = [chr(c) for c in range(97, 123)] + [f"##{chr(c)}" for c in range(97, 123)]
-    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *marks, *pieces, *words]
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.punctuation, *pieces, *words]
     vocab = {word: i for i, word in enumerate(dict.fromkeys(vocab))}
     config = BertConfig(
         vocab_size=len(vocab),
@@ -196,19 +231,22 @@ def bert_colbert_folder(path: Path | str, *, seed: int = 0, dim: int = 16) -> Pa
     )
     BertModel(config).save_pretrained(trunk)
     BertTokenizerFast(vocab=vocab, do_lower_case=True).save_pretrained(trunk)
-    return save_colbert(
-        trunk, path, seed=seed, embedding_size=dim, query_length=12, document_length=48
-    )
+    return saved_by_pylate(trunk, path, seed=seed, dim=dim)
 
 
-def save_colbert(trunk: Path, path: Path, *, seed: int = 0, **colbert: Any) -> Path:
+def saved_by_pylate(
+    trunk: Path | str, path: Path | str, *, seed: int = 0, dim: int = 16, **colbert: Any
+) -> Path:
     """Put PyLate's markers and projection on a trunk's folder and save the whole at `path`."""
     from pylate import models as pylate_models
 
     torch.manual_seed(seed)
-    made = pylate_models.ColBERT(str(trunk), device="cpu", **colbert)
+    lengths = {key: COLBERT[key] for key in ("query_length", "document_length")}
+    made = pylate_models.ColBERT(
+        str(trunk), device="cpu", embedding_size=dim, **{**lengths, **colbert}
+    )
     made.save_pretrained(str(path), create_model_card=False)
-    return path
+    return Path(path)
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:
