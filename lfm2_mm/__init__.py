@@ -1,4 +1,4 @@
-"""LFM2 in Python, with text, pictures, sound and search around it. The floor: nothing heavy is imported here."""
+"""LFM2 in Python. The floor: types, checkpoints, backbone, engines; nothing heavy is imported."""
 
 from lfm2_mm.errors import LfmError
 from lfm2_mm.types import Audio, AudioChunk, Done, Image, Message, Sampling, Text, TextDelta, Usage

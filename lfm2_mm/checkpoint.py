@@ -1,4 +1,7 @@
-"""From a name to a folder: bundled, local, cached or fetched. The only reader of environment variables."""
+"""From a name to a folder: bundled, local, cached or fetched.
+
+The only reader of environment variables. Knows nothing of what the weights mean.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong, for the caller. Each message says what was asked, what would be valid, what to do."""
+"""What can go wrong. Each message says what was asked, what would be valid, what to do."""
 
 from __future__ import annotations
 

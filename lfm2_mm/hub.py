@@ -1,7 +1,7 @@
 """Copies of published checkpoints: the hub's own cache on this disk, and filling it.
 
-Knows repositories and files; nothing of what is in them. Everything that enters the cache was checked
-against the hub's SHA-256, and `refs/main` is written last, so its existence means a whole copy.
+Knows repositories and files, nothing of what is in them. Weights enter the cache with the SHA-256
+that the hub tells, and `refs/main` is written last, so its existence means a whole copy.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Hub:
         return snapshot if commit.isalnum() and snapshot.is_dir() else None
 
     def remove(self, repo: str) -> int:
-        """Delete the copy, half ones included; the bytes that became free, 0 when there was none."""
+        """Delete the copy, half ones included; the bytes that became free (0: there was none)."""
         folder = self.folder(repo)
         size = size_of(folder)
         if folder.exists():
@@ -159,7 +159,7 @@ class Hub:
                 os.replace(part, blob)
 
     def _stream(self, plan: Plan, file: RepoSibling, part: Path) -> Iterator[int]:
-        """Append to `part` until it has the file's size, and yield the growth (negative: restart)."""
+        """Append to `part` until it is whole, and yield the growth (negative: from the start)."""
         import httpx
 
         size = file.size or 0
@@ -202,7 +202,7 @@ class Hub:
         from huggingface_hub import snapshot_download
         from tqdm import tqdm
 
-        class Silent(tqdm):  # type: ignore[type-arg]
+        class Silent(tqdm):
             def __init__(self, *args: Any, **options: Any) -> None:
                 super().__init__(*args, **(options | {"disable": True}))
 
@@ -240,13 +240,13 @@ def _check_hash(part: Path, sha256: str, name: str) -> None:
 
 
 def _within(seconds: float, call: Callable[[], Answer]) -> Answer:
-    """The answer of `call`, or TimeoutError; the thread it runs in never keeps the process alive."""
+    """The answer of `call`, or TimeoutError; its thread never keeps the process alive."""
     answers: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
             answers.put((call(), None))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  (raised again in the caller's thread)
             answers.put((None, error))
 
     threading.Thread(target=run, daemon=True).start()
@@ -256,7 +256,7 @@ def _within(seconds: float, call: Callable[[], Answer]) -> Answer:
         raise TimeoutError(f"no answer within {seconds:g} seconds") from None
     if error is not None:
         raise error
-    return cast(Answer, answer)
+    return cast("Answer", answer)
 
 
 @contextmanager
@@ -271,7 +271,7 @@ def _translated(repo: str) -> Iterator[None]:
         raise
     except errors.GatedRepoError as error:
         raise NotAvailable(
-            f"{repo} is given out after a request only: ask on its page, then log in (hf auth login)"
+            f"{repo} is given out on request only: ask on its page, then `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise UnknownCheckpoint(f"the hub has no {repo}, or keeps it private") from error

@@ -1,4 +1,4 @@
-"""The table of checkpoints: what each is, where it lives, its licence. Knows no files and no network."""
+"""The table of checkpoints: what each is, where it lives, its licence. No files, no network."""
 
 from __future__ import annotations
 

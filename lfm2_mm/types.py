@@ -1,4 +1,4 @@
-"""The nouns every layer shares: parts of a message, events of a reply, how to sample. Knows no model."""
+"""The nouns every layer shares: parts of a message, events of a reply, sampling. Knows no model."""
 
 from __future__ import annotations
 

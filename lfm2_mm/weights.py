@@ -1,4 +1,4 @@
-"""Weights and sidecar files of one checkpoint folder. Knows safetensors and JSON; no names, no network."""
+"""Weights and sidecar files of one checkpoint folder. Knows safetensors and JSON; no network."""
 
 from __future__ import annotations
 
@@ -136,11 +136,9 @@ def write(
     from safetensors.torch import save_file
 
     folder = Path(folder).absolute()
-    if folder.exists() and not (folder / "config.json").is_file():
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise BadInput(
-                f"{folder} holds something else than a checkpoint; choose another folder"
-            )
+    ours = (folder / "config.json").is_file() or not folder.exists()
+    if not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} holds something else than a checkpoint; choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

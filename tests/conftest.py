@@ -1,4 +1,4 @@
-"""What every test stands on: no network, one number of threads, caches of its own, the data folder."""
+"""What every test stands on: no network, one number of threads, own caches, the data folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(autouse=True)
 def refused() -> Iterator[Path]:
-    """The file that lists connections refused during a test; the test fails when it is not empty."""
+    """The file that lists connections refused during a test; one entry fails the test."""
     yield REFUSED
     attempts = REFUSED.read_text(encoding="utf-8")
     REFUSED.write_text("", encoding="utf-8")

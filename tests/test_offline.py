@@ -1,4 +1,4 @@
-"""The suite cannot reach another machine, and says so when code tries; neither can what it starts."""
+"""The suite cannot reach another machine, nor can what it starts, and says so when code tries."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Refuses every connection that leaves this machine. Python imports this file when it starts.
 
 tests/conftest.py puts the folder on PYTHONPATH, so programs that a test starts are held back too. A
-refusal is also written to a file, so that a test fails even where the code under test swallows the error.
+refusal is also written to a file, so that a test fails even where the code swallows the error.
 """
 
 from __future__ import annotations
