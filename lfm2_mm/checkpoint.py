@@ -130,12 +130,11 @@ def parameters(row: Checkpoint) -> int | None:
 def _local(name: str | Path) -> Path | None:
     """The folder that `name` is the path of. A folder that only happens to be called like a
     checkpoint must hold a config.json to be preferred."""
-    text = str(name)
-    if not text or "\0" in text:
+    path = os.path.expanduser(name)
+    if not os.path.isdir(path):  # False for what cannot be a path; pathlib may raise
         return None
-    path = Path(text).expanduser()
-    known = isinstance(name, str) and registry.knows(text)
-    return path if path.is_dir() and (not known or (path / "config.json").is_file()) else None
+    certain = isinstance(name, Path) or not registry.knows(name)
+    return Path(path) if certain or os.path.isfile(os.path.join(path, "config.json")) else None
 
 
 def _row(name: str) -> Checkpoint:

@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "LICENSE*")  # never .bin, .pt, .py
 ANSWER_S = 5.0  # a hub that says nothing for so long is taken as not there
 ATTEMPTS = 4  # at one file, when the connection breaks
-BLOCK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ class Hub:
             if have and not goes_on:
                 yield -have
             with part.open("ab" if goes_on else "wb") as out:
-                for block in response.iter_bytes(BLOCK):
+                for block in response.iter_bytes():  # of no fixed size: nothing waits to be lost
                     out.write(block)
                     yield len(block)
 

@@ -19,6 +19,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HOME": str(SCRATCH / "hub"),  # the developer's own cache changes no result
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "LFM2_MM_HOME": str(SCRATCH / "home"),
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_TEMP_DIR": str(SCRATCH / "gradio"),
     "TOKENIZERS_PARALLELISM": "false",
