@@ -51,7 +51,8 @@ def _encoding(model: str, device: str, dtype: str, offline: bool) -> Iterator[Ro
 def _texts(count: int, words: int) -> list[str]:
     """Texts of common words in random order: what an encoder's speed depends on is their length."""
     rng = np.random.default_rng(0)
-    known = "the of a search index model token page file word time data with from query text".split()
+    common = "the of a search index model token page file word time data with from query text"
+    known = common.split()
     return [" ".join(rng.choice(known, words)) for _ in range(count)]
 
 

@@ -240,7 +240,9 @@ def _about_measures(add: Add) -> None:
 def _about_demo(add: Add) -> None:
     demo = add("demo", "apps.verbs.demo:demo", "open the search page in the browser")
     demo.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine only")
-    demo.add_argument("--port", type=whole(0), default=7860, help="0 takes any free port")
+    demo.add_argument(
+        "--port", type=whole(0), default=7860, help="default 7860; 0 takes the next free one"
+    )
     demo.add_argument("--index", metavar="DIR", help="show this index too")
     demo.add_argument("--no-browser", action="store_true", help="only serve")
     _model_flag(demo, "nano-colbert", "encoder of new indexes (default nano-colbert)")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 import time
 import webbrowser
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,10 @@ import gradio as gr
 from apps.demos import markup
 from apps.demos.shelf import LIBRARY, MOST_BYTES, UPLOADS, Settings, Shelf
 from lfm2_mm import checkpoint
-from lfm2_mm.errors import LfmError
-from retrieval.types import (  # gradio reads the annotations: not for types alone
-    Hit,
-    Progress,
-    Report,
-)
+from lfm2_mm.errors import BadInput, LfmError
+
+# At run time too: gradio reads the annotations.
+from retrieval.types import Hit, Mode, Progress, Report
 
 MODES = [("Meaning and words", "hybrid"), ("Meaning", "colbert"), ("Words", "lexical")]
 EXAMPLES = [
@@ -65,13 +63,13 @@ class Page:
         self.shelf = shelf
 
     def search(
-        self, name: str, query: str, mode: str, k: float, narrow: str
+        self, name: str, query: str, mode: Mode, k: float, narrow: str
     ) -> tuple[str, list[Hit]]:
         if not query.strip():
             return "", []
         start = time.perf_counter()
         try:
-            hits = self.shelf.search(name, query, int(k), mode, self.shelf.where(name, narrow))
+            hits = self.shelf.search(name, query, int(k), mode, narrow)
         except LfmError as error:
             return markup.note(str(error)), []
         took = f"{len(hits)} passages in {1000 * (time.perf_counter() - start):,.0f} ms"
@@ -164,7 +162,7 @@ def build(shelf: Shelf) -> gr.Blocks:
                         close = gr.Button("Close", size="sm")
         hits = gr.State([])
         timer = gr.Timer(1.0)
-        quiet = {"show_progress": "hidden"}
+        quiet: dict[str, Any] = {"show_progress": "hidden"}
         for event in events:
             event(page.search, [name, *asked], [results, hits], show_progress="minimal")
         results.click(page.open, [name, hits], [panel, source], **quiet)
@@ -193,55 +191,67 @@ def _ask() -> tuple[list[Any], gr.Column, list[Callable[..., Any]]]:
             label="Only", placeholder="*.pdf  key=value", max_lines=1, scale=1, min_width=150
         )
     with gr.Column() as examples:
-        gr.Examples(EXAMPLES, inputs=query, label="Try")
-    events = [query.submit, go.click, mode.change, k.release, narrow.submit]
+        tried = gr.Examples(EXAMPLES, inputs=query, label="Try")
+    events = [
+        tried.load_input_event.then,
+        query.submit,
+        go.click,
+        mode.change,
+        k.release,
+        narrow.submit,
+    ]
     return [query, mode, k, narrow], examples, events
 
 
-def launch(blocks: gr.Blocks, *, host: str, port: int) -> str:
-    """Start serving in the background; returns the address."""
-    # gradio keeps uploads here until they are indexed; it reads the variable at each upload.
-    _, address, _ = blocks.queue(default_concurrency_limit=4).launch(
-        server_name=host,
-        server_port=port or None,
-        prevent_thread_lock=True,
-        quiet=True,
-        share=False,
-        ssr_mode=False,
-        max_file_size=MOST_BYTES,
-        theme=gr.themes.Default(font=FONT, font_mono=MONO, primary_hue="teal", neutral_hue="slate"),
-        css_paths=STYLE,
-        head=HEAD,
-        footer_links=[],
-    )
+def launch(blocks: gr.Blocks, shelf: Shelf, *, host: str, port: int) -> str:
+    """Start serving in the background; returns the address. The shelf must stay open."""
+    # Where gradio puts an upload before it is indexed; it reads the variable each time.
+    os.environ["GRADIO_TEMP_DIR"] = str(shelf.temporary)
+    try:
+        _, address, _ = blocks.queue(default_concurrency_limit=4).launch(
+            server_name=host,
+            server_port=port or None,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            max_file_size=MOST_BYTES,
+            theme=gr.themes.Default(
+                font=FONT, font_mono=MONO, primary_hue="teal", neutral_hue="slate"
+            ),
+            css_paths=STYLE,
+            head=HEAD,
+            footer_links=[],
+        )
+    except OSError as error:
+        raise BadInput(
+            f"cannot serve on {host}:{port} ({error}); --port takes another, 0 any free one"
+        ) from error
     return address
 
 
 def serve(
+    settings: Settings,
     *,
     host: str,
     port: int,
-    index: str | None,
-    settings: Settings,
+    index: Path | None,
     browser: bool,
     tell: Callable[[str], None],
 ) -> None:
     """Serve the page until Ctrl-C. The library is brought up to date while it serves."""
-    shelf = Shelf(checkpoint.settings().home, settings, Path(index) if index else None)
-    atexit.register(shelf.close)
-    os.environ["GRADIO_TEMP_DIR"] = str(shelf.temporary)
-    blocks = build(shelf)
-    address = launch(blocks, host=host, port=port)
-    tell(f"search page: {address}  (Ctrl-C stops it)")
-    worker = threading.Thread(target=shelf.prepare, daemon=True)
-    worker.start()
-    if browser:
-        show(address)
-    try:
-        blocks.block_thread()
-    finally:
-        blocks.close()
-        shelf.close()
+    with closing(Shelf(checkpoint.settings().home, settings, index)) as shelf:
+        blocks = build(shelf)
+        address = launch(blocks, shelf, host=host, port=port)
+        tell(f"search page on {address} (Ctrl-C stops it)")
+        threading.Thread(target=shelf.prepare, daemon=True).start()
+        if browser:
+            show(address)
+        try:
+            while True:
+                time.sleep(3600)
+        finally:
+            blocks.close(verbose=False)
 
 
 def show(address: str) -> None:

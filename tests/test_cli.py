@@ -1,0 +1,480 @@
+"""The command line: the contract of names, keys, exit codes and one-line errors."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from apps import cli
+from apps.screen import Screen, plain, size, table
+from apps.verbs.chat import sampling_of
+from apps.verbs.collection import marked
+from lfm2_mm.types import Sampling
+from tests import tiny
+
+VERBS = ("models", "doctor", "fetch", "chat", "index", "search", "delete", "info", "check")
+VERBS += ("evaluate", "bench", "demo")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.colbert_folder(tmp_path_factory.mktemp("model") / "tiny-colbert"))
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.lfm2_folder(tmp_path_factory.mktemp("model") / "tiny-chat"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "refunds.txt").write_text("A refund takes five days. Ask the desk for a form.\n")
+    (folder / "bread.md").write_text("# Bread\n\nMix flour and water, then bake it for an hour.\n")
+    (folder / "empty.txt").write_text("")
+    return folder
+
+
+@pytest.fixture
+def made(files: Path, model: str, tmp_path: Path) -> str:
+    """An index of `files`."""
+    index = str(tmp_path / "my.index")
+    assert cli.main(["index", str(files), "--index", index, "--model", model, "--json"]) == 0
+    return index
+
+
+Asked = Callable[..., Any]
+
+
+@pytest.fixture
+def asked(capsys: pytest.CaptureFixture[str]) -> Asked:
+    """Runs a verb with --json; returns the document. Nothing else may stand on stdout."""
+
+    def ask(*argv: str, code: int = 0) -> Any:
+        capsys.readouterr()
+        assert cli.main([*argv, "--json"]) == code
+        return json.loads(capsys.readouterr().out)
+
+    return ask
+
+
+@pytest.fixture
+def failed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a verb that must fail with 1; returns the one line of the error."""
+
+    def fail(*argv: str) -> str:
+        capsys.readouterr()
+        assert cli.main(list(argv)) == 1
+        shown = capsys.readouterr()
+        lines = shown.err.strip().splitlines()
+        assert shown.out == "" and len(lines) == 1 and "Traceback" not in shown.err, shown
+        assert "unexpected" not in lines[0], lines
+        return lines[0]
+
+    return fail
+
+
+def start(*argv: str, **more: Any) -> subprocess.Popen[str]:
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(
+        [sys.executable, "-m", "apps.cli", *argv], text=True, **{**pipes, **more}
+    )
+
+
+# ---- start-up and usage ---------------------------------------------------------------------
+
+
+def test_torch_stays_out_of_what_must_start_at_once(made: str) -> None:
+    code = (
+        "import sys; from apps.cli import main\n"
+        f"for argv in (['--help'], ['models'], ['info', '--index', {made!r}],\n"
+        f"             ['search', 'refund', '--index', {made!r}, '--mode', 'lexical']):\n"
+        "    assert main(argv) == 0\n"
+        "heavy = {'torch', 'transformers', 'gradio', 'faiss', 'pylate'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "refunds.txt" in done.stdout
+
+
+def test_every_verb_has_help_and_the_common_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in VERBS:
+        assert cli.main([verb, "--help"]) == 0
+        shown = capsys.readouterr().out
+        for flag in ("--json", "--device", "--dtype", "--offline", "--debug"):
+            assert flag in shown, (verb, flag)
+
+
+@pytest.mark.parametrize(
+    ("line", "valid"),
+    [
+        ("", "VERB"),
+        ("serch x", "choose from"),
+        ("search x --index i -k 0", "from 1"),
+        ("search x --index i -k -5", "from 1"),
+        ("search x --index i -k ten", "from 1"),
+        ("search x --index i --mode fast", "'lexical'"),
+        ("search x --index i --filter pdf", "key=value"),
+        ("search x --index i --fliter a=b", "unrecognized"),
+        ("search x", "--index"),
+        ("index --index i", "PATH"),
+        ("chat hi --max-tokens 0", "from 1"),
+        ("chat hi --temperature -1", "from 0"),
+        ("chat hi --temperature nan", "from 0"),
+        ("chat hi --min-p 2", "to 1"),
+        ("chat hi --dtype int3", "'int8'"),
+        ("bench speed", "'chat'"),
+        ("bench chat --shape LFM9", "LFM2-350M"),
+    ],
+)
+def test_wrong_usage_is_2_and_says_what_is_valid(
+    line: str, valid: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(line.split()) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and valid in shown.err.splitlines()[-1]
+
+
+# ---- the JSON of each verb ------------------------------------------------------------------
+
+
+def test_models(asked: Asked) -> None:
+    rows = {row["name"]: row for row in asked("models")}
+    assert rows["nano-colbert"]["source"] == "bundled" and rows["LFM2-350M"]["source"] == "hub"
+    for row in rows.values():
+        assert set(row) >= {"name", "kind", "source", "parameters", "licence"}
+        assert row["kind"] in {"chat", "vision", "speech", "colbert"}
+
+
+def test_doctor(asked: Asked) -> None:
+    checks = {check["name"]: check for check in asked("doctor")["checks"]}
+    assert all(set(check) == {"name", "ok", "detail"} for check in checks.values())
+    assert (
+        checks["python"]["ok"] and checks["sqlite"]["ok"] and "FTS5" in checks["sqlite"]["detail"]
+    )
+    assert "threads" in checks["device"]["detail"]
+
+
+def test_doctor_exits_1_where_something_required_is_broken(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apps import doctor
+
+    monkeypatch.setattr(doctor, "_device", lambda *_: 1 / 0)
+    checks = {check["name"]: check for check in asked("doctor", code=1)["checks"]}
+    assert not checks["device"]["ok"] and checks["sqlite"]["ok"]
+
+
+def test_index_search_delete_info_check(
+    files: Path, model: str, tmp_path: Path, asked: Asked
+) -> None:
+    index = str(tmp_path / "one.index")
+    made = asked("index", str(files), "--index", index, "--model", model, "--meta", "team=desk")
+    assert (made["documents"], made["added"], made["updated"], made["removed"]) == (2, 2, 0, 0)
+    assert {"index", "chunks", "tokens", "seconds", "bytes"} <= set(made)
+    (skipped,) = made["skipped"]
+    assert skipped["path"].endswith("empty.txt") and skipped["why"]
+
+    for mode in ("hybrid", "colbert", "lexical"):
+        found = asked("search", "refund form", "--index", index, "--mode", mode, "-k", "1")
+        (hit,) = found["hits"]
+        assert found["query"] == "refund form" and found["seconds"] >= 0
+        keys = {"rank", "score", "id", "document", "source", "start", "end", "text", "matches"}
+        assert set(hit) >= keys
+        text = Path(hit["source"]).read_text()
+        assert text[hit["start"] : hit["end"]] == hit["text"]
+    assert Path(hit["source"]).name == "refunds.txt"
+    assert any(hit["text"][m["start"] : m["end"]] == m["word"] for m in hit["matches"])
+
+    narrow = ("search", "refund", "--index", index, "--mode", "lexical", "--filter")
+    assert not asked(*narrow, "source=*.md")["hits"]
+    assert asked(*narrow, "team=desk")["hits"] and not asked(*narrow, "team=sales")["hits"]
+
+    held = asked("info", "--index", index)
+    assert held["documents"] == 2 and set(held) >= {"chunks", "tokens", "bytes", "model", "version"}
+    assert asked("check", "--index", index) == {"ok": True, "damaged": []}
+    left = asked("delete", "--index", index, "--source", "*.md")
+    assert left["documents"] == 1 and set(left) >= set(held)
+
+
+def test_only_what_changed_is_encoded_again(
+    made: str, files: Path, model: str, asked: Asked
+) -> None:
+    (files / "bread.md").write_text("# Bread\n\nNow with rye.\n")
+    (files / "refunds.txt").unlink()
+    again = asked("index", str(files), "--index", made)
+    assert (again["added"], again["updated"], again["removed"]) == (0, 1, 0)
+    pruned = asked("index", str(files), "--index", made, "--prune")
+    assert (pruned["added"], pruned["updated"], pruned["removed"]) == (0, 0, 1)
+    assert pruned["documents"] == 1
+
+
+def test_check_names_what_is_damaged(made: str, asked: Asked) -> None:
+    largest = max(Path(made).rglob("*"), key=lambda p: p.stat().st_size if "seg" in str(p) else -1)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    found = asked("check", "--index", made, code=1)
+    assert found["ok"] is False and {"file", "what"} <= set(found["damaged"][0])
+
+
+def test_evaluate(tmp_path: Path, model: str, asked: Asked) -> None:
+    def lines(name: str, *rows: dict[str, str]) -> None:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    texts = {"a": "the lazy dog", "b": "butter a cake tin", "c": "the river Seine in Paris"}
+    lines("corpus.jsonl", *({"_id": i, "title": "", "text": t} for i, t in texts.items()))
+    lines("queries.jsonl", {"_id": "q", "text": "cake"}, {"_id": "r", "text": "river"})
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\tb\t1\nr\tc\t1\n")
+    found = asked("evaluate", str(tmp_path), "--model", model, "--mode", "lexical")
+    assert {"ndcg@10", "recall@100", "mrr@10", "map", "queries", "documents", "seconds"} <= set(
+        found
+    )
+    assert found["ndcg@10"] == pytest.approx(1.0) and found["queries"] == 2
+    assert {"encode", "search"} <= set(found["seconds"])
+
+
+# ---- chat -----------------------------------------------------------------------------------
+
+
+def test_chat_of_one_prompt(chat_model: str, asked: Asked) -> None:
+    line = ("chat", "The quick", "--model", chat_model, "--max-tokens", "5", "--temperature", "0")
+    first, second = asked(*line), asked(*line)
+    assert first["text"] == second["text"]
+    assert first["finish_reason"] in {"stop", "length"}
+    assert first["usage"]["prompt_tokens"] > 0 and first["usage"]["completion_tokens"] <= 5
+    assert set(first["timings"]) >= {"first_token_s", "tokens_per_s"}
+
+
+def test_chat_reads_a_piped_prompt(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello from a pipe\n"))
+    assert "hello from a pipe" in asked("chat", "--model", "echo")["text"]
+
+
+def test_chat_without_any_checkpoint_says_what_to_fetch(failed: Callable[..., str]) -> None:
+    told = failed("chat", "hi", "--offline")
+    assert "lfm2-mm fetch LFM2-350M" in told and "--model echo" in told
+
+
+class Keyboard(io.StringIO):
+    """A terminal with somebody who types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_session_goes_on_from_turn_to_turn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Keyboard("one fish\ntwo fish\n/new\nred\n/exit\nnever\n"))
+    assert cli.main(["chat", "--model", "echo"]) == 0
+    shown = capsys.readouterr()
+    assert "one fish" in shown.out and "two fish" in shown.out and "never" not in shown.out
+    assert "/exit" in shown.err
+    monkeypatch.setattr(sys, "stdin", Keyboard("end of file ends it too"))
+    assert cli.main(["chat", "--model", "echo"]) == 0
+
+
+@pytest.mark.parametrize("argv", [["chat", "--json"], ["chat", ""]])
+def test_a_session_is_no_json_and_a_prompt_not_empty(
+    argv: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Keyboard(""))
+    assert cli.main([*argv, "--model", "echo"]) == 2
+
+
+def test_flags_override_the_advice_and_greedy_drops_it() -> None:
+    def given(**flags: float) -> SimpleNamespace:
+        names = ("max_tokens", "temperature", "seed", "top_k", "min_p", "repetition_penalty")
+        return SimpleNamespace(**{**dict.fromkeys(names), **flags})
+
+    advice = Sampling(temperature=0.3, min_p=0.15, repetition_penalty=1.05, max_tokens=99)
+    assert sampling_of(given(), advice) == advice
+    assert sampling_of(given(seed=1, top_k=5), advice) == Sampling(
+        temperature=0.3, min_p=0.15, repetition_penalty=1.05, max_tokens=99, seed=1, top_k=5
+    )
+    assert sampling_of(given(temperature=0.0), advice) == Sampling(temperature=0.0, max_tokens=99)
+    assert sampling_of(given(temperature=0.0, repetition_penalty=1.2), advice) == Sampling(
+        temperature=0.0, max_tokens=99, repetition_penalty=1.2
+    )
+
+
+# ---- bad input ------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_done_is_told_in_one_line(
+    made: str, files: Path, model: str, tmp_path: Path, failed: Callable[..., str]
+) -> None:
+    new = str(tmp_path / "new.index")
+    (tmp_path / "none").mkdir()
+    assert "missing.txt" in failed("index", str(tmp_path / "missing.txt"), "--index", new)
+    assert failed("index", str(tmp_path / "none"), "--index", new, "--model", model)
+    assert failed("index", str(files / "empty.txt"), "--index", new, "--model", model)
+    assert "none.index" in failed("search", "x", "--index", str(tmp_path / "none.index"))
+    for verb in ("info", "check"):
+        assert "none.index" in failed(verb, "--index", str(tmp_path / "none.index"))
+    assert failed("delete", "--index", made, "--source", "nothing-like-it")
+    assert failed("search", "x", "--index", made, "--model", "nano-colbet")
+    assert "LFM2-350M" in failed("fetch", "LFM2-35M")
+    assert "offline" in failed("fetch", "LFM2-350M", "--offline")
+    assert failed("evaluate", str(tmp_path / "none"), "--mode", "lexical")
+
+
+def test_an_index_from_a_newer_version_is_refused(made: str, failed: Callable[..., str]) -> None:
+    changed = 0
+    for manifest in Path(made).glob("*.json"):
+        record = json.loads(manifest.read_text())
+        if "version" in record:
+            manifest.write_text(json.dumps({**record, "version": 9999}))
+            changed += 1
+    assert changed, "no manifest with a version was found"
+    assert failed("info", "--index", made)
+
+
+def test_another_model_is_refused(
+    made: str, failed: Callable[..., str], tmp_path: Path, files: Path
+) -> None:
+    other = str(tiny.colbert_folder(tmp_path / "other", seed=1))
+    assert failed("search", "refund", "--index", made, "--model", other)
+    assert failed("index", str(files), "--index", made, "--model", other)
+
+
+def test_names_that_are_hostile_do_no_harm(
+    tmp_path: Path, model: str, asked: Asked, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "names"
+    folder.mkdir()
+    names = [b"new\nline.txt", b"esc\x1b[31m.txt", b"latin-\xe9.txt"]
+    for name in names:
+        (folder / os.fsdecode(name)).write_text("the lazy dog sleeps")
+    index = str(tmp_path / "names.index")
+    assert asked("index", str(folder), "--index", index, "--model", model)["added"] == 3
+    assert len(asked("search", "dog", "--index", index, "--mode", "lexical")["hits"]) == 3
+    assert cli.main(["search", "dog", "--index", index, "--mode", "lexical"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "new line.txt" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a\nb"), "a b; free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "Permission denied: x"),
+        (MemoryError(), "out of memory"),
+        (ZeroDivisionError("division by zero"), "--debug"),
+    ],
+)
+def test_errors_of_the_machine_and_bugs_are_one_line(error: Exception, told: str) -> None:
+    line = cli.told(error)
+    assert told in line and "\n" not in line
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "--index", str(tmp_path / "none"), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+# ---- processes ------------------------------------------------------------------------------
+
+
+def test_ctrl_c_is_130_and_keeps_what_was_finished(
+    tmp_path: Path, model: str, asked: Asked
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(3000):
+        (folder / f"{i}.txt").write_text(f"document {i}: the lazy dog sleeps. " * 40)
+    index = tmp_path / "many.index"
+    running = start("index", str(folder), "--index", str(index), "--model", model)
+    deadline = time.monotonic() + 120
+    while not list(index.rglob("*")) and time.monotonic() < deadline and running.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=120)
+    assert running.returncode == 130, told
+    assert "Traceback" not in told
+    assert asked("check", "--index", str(index)) == {"ok": True, "damaged": []}
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    running = start("models", stdout=writing)
+    os.close(writing)
+    _, told = running.communicate(timeout=60)
+    assert (running.returncode, told) == (0, "")
+
+
+def test_a_full_disk_for_the_output_is_told() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    with full.open("w") as out:
+        running = start("models", stdout=out)
+        _, told = running.communicate(timeout=60)
+    assert running.returncode == 1 and "No space left" in told and "Traceback" not in told
+
+
+# ---- what is shown --------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_matches_are_shown_on_a_terminal_only() -> None:
+    matches = (
+        SimpleNamespace(start=2, end=6, score=0.9),
+        SimpleNamespace(start=2, end=4, score=0.5),
+    )
+    quiet = Screen(as_json=False, out=io.StringIO(), err=io.StringIO())
+    assert marked("a long\n  word", matches, quiet) == "a long word"
+    vivid = Screen(as_json=False, out=Terminal(), err=Terminal())
+    assert marked("a long word", matches, vivid) == "a \033[1;33mlong\033[0m word"
+
+
+def test_progress_is_a_bar_on_a_terminal_and_nothing_under_json() -> None:
+    for as_json, err, expected in [(False, Terminal(), True), (True, Terminal(), False)]:
+        screen = Screen(as_json=as_json, out=io.StringIO(), err=err)
+        with screen.progress("bytes") as tell:
+            tell(1, 4, "a file")
+            tell(4, 4, "b file")
+        assert bool(err.getvalue()) is expected
+
+
+def test_progress_lines_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    from apps import screen
+
+    monkeypatch.setattr(screen, "BETWEEN_LINES_S", 0.0)
+    piped = Screen(as_json=False, out=io.StringIO(), err=io.StringIO())
+    with piped.progress("bytes") as tell:
+        tell(1, 4, "a file")
+    assert piped.err.getvalue().startswith("1 of 4 bytes, ")  # type: ignore[attr-defined]
+    assert "left: a file" in piped.err.getvalue()  # type: ignore[attr-defined]
+
+
+def test_figures_and_tables() -> None:
+    assert [size(n) for n in (0, 999, 1_234, 5e9)] == ["0 bytes", "999 bytes", "1.2 kB", "5.0 GB"]
+    assert list(table(("name", "n"), [("a", 1), ("long", "1,000")])) == [
+        "name      n",
+        "a         1",
+        "long  1,000",
+    ]
+    assert list(table(("name",), [])) == ["name"]
+    assert plain("a\tb\x1b[0m\u2028c") == "a b [0m c"

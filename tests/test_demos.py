@@ -1,0 +1,280 @@
+"""The pages: built, driven in a real browser, and not to be broken by what files hold."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+import apps.demos
+from apps.demos import library, markup, search
+from apps.demos.shelf import LIBRARY, UPLOADS, Settings, Shelf, conditions
+from lfm2_mm.errors import BadInput
+from retrieval.types import Hit, Match
+from tests import tiny
+from tests.browser import Visit, chromium
+
+HOSTILE = "<img src=x onerror=document.title='owned'> ${document.title='owned'} {{#each value}} `x`"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tiny.colbert_folder(tmp_path_factory.mktemp("model") / "tiny")
+    return Settings(model=str(folder), device="cpu", dtype="fp32", offline=True)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
+    """A shelf whose library is two short texts: the installed packages would take a while."""
+    texts = [
+        ("docs/refunds.md", "A refund takes five days.", "refunds"),
+        ("package/bread", "Bread needs flour, water and an oven.", "bread"),
+    ]
+    monkeypatch.setattr(library, "texts", lambda: iter(texts))
+    with closing(Shelf(tmp_path, settings)) as made:
+        yield made
+
+
+@pytest.fixture
+def address(shelf: Shelf) -> Iterator[str]:
+    """The page, served; its library is being prepared as in the real thing."""
+    blocks = search.build(shelf)
+    worker = threading.Thread(target=shelf.prepare)
+    worker.start()
+    yield search.launch(blocks, shelf, host="127.0.0.1", port=0)
+    worker.join()
+    blocks.close(verbose=False)
+
+
+def pages() -> list[str]:
+    found = (f"apps.demos.{one.name}" for one in pkgutil.iter_modules(apps.demos.__path__))
+    return [name for name in found if hasattr(importlib.import_module(name), "build")]
+
+
+@pytest.mark.parametrize("name", pages())
+def test_every_page_builds(name: str, shelf: Shelf) -> None:
+    assert isinstance(importlib.import_module(name).build(shelf), gr.Blocks)
+
+
+# ---- in the browser -------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_upload_search_open_delete(address: str, tmp_path: Path) -> None:
+    refunds, bread = (
+        tmp_path / "refunds.txt",
+        tmp_path / f"bread {HOSTILE[:20]!r}.md".replace("/", ""),
+    )
+    refunds.write_text("Opening hours are on the door.\n\n" * 40 + "Refunds: ask for the form.\n")
+    bread.write_text(f"# Bread\n\nFlour, water, an oven. {HOSTILE}\n")
+    with chromium() as visit:
+        page = visit.page
+        page.goto(address)
+        page.set_input_files("#shelf input[type=file]", [refunds, bread])
+        page.wait_for_function("document.querySelectorAll('#documents li').length == 2")
+        assert "2 added" in page.inner_text("#told")
+
+        ask(visit, "refunds form")
+        first = page.locator(".hit").first
+        assert "refunds.txt" in first.inner_text()
+        assert {"refunds", "form"} & {m.lower() for m in first.locator("mark").all_inner_texts()}
+
+        first.locator(".open").click()
+        page.wait_for_selector("#source .passage")
+        assert "ask for the form" in page.inner_text("#source .passage")
+        assert "Opening hours" in page.inner_text("#source pre")
+        page.wait_for_function(IN_VIEW)
+
+        ask(visit, "flour oven")
+        assert "onerror" in page.locator("#results").inner_text()  # shown as text, not run
+        page.locator("#documents .delete").first.click()
+        page.wait_for_function("document.querySelectorAll('#documents li').length == 1")
+        assert len(visit.asked) == 1 and visit.asked[0].startswith("Delete ")
+        assert page.title() == "Search your documents"
+        assert visit.elsewhere == [] and visit.errors == []
+
+
+IN_VIEW = """() => {
+  const box = document.querySelector('#source pre').getBoundingClientRect();
+  const passage = document.querySelector('#source .passage').getBoundingClientRect();
+  return passage.bottom > box.top && passage.top < box.bottom;
+}"""
+
+
+def ask(visit: Visit, query: str) -> None:
+    """Search, and wait until the results are those of this query."""
+    page = visit.page
+    page.evaluate("document.querySelectorAll('.hit').forEach(hit => hit.remove())")
+    page.fill("#query textarea, #query input", query)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".hit")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_ready_at_once_and_nothing_is_asked_of_other_machines(address: str, scheme: str) -> None:
+    with chromium(color_scheme=scheme) as visit:
+        page = visit.page
+        page.goto(address)
+        page.wait_for_function("document.querySelectorAll('#documents li').length == 2")
+        ask(visit, "refund")
+        assert page.locator(".hit").first.locator(".open").inner_text() == "docs/refunds.md"
+        page.get_by_label("Words", exact=True).check()
+        page.wait_for_function("document.querySelectorAll('.hit').length == 1")
+        assert visit.elsewhere == [] and visit.errors == []
+
+
+# ---- the shelf ------------------------------------------------------------------------------
+
+
+def test_the_library_is_searched_and_read_at_the_place(shelf: Shelf) -> None:
+    shelf.prepare()
+    assert shelf.preparing == ""
+    (hit,) = shelf.search(LIBRARY, "refund", 3, "lexical")
+    assert shelf.text(LIBRARY, hit)[hit.start : hit.end] == hit.text
+    assert shelf.search(LIBRARY, "refund", 3, "lexical", "package/*") == []
+
+
+def test_what_is_no_longer_installed_goes(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf.prepare()
+    texts = [("docs/refunds.md", "A refund takes six days.", "refunds")]
+    monkeypatch.setattr(library, "texts", lambda: iter(texts))
+    old = shelf.search(LIBRARY, "refund", 1, "lexical")
+    shelf.prepare()
+    sources, info = shelf.contents(LIBRARY)
+    assert [source.source for source in sources] == ["docs/refunds.md"] and info.documents == 1
+    with pytest.raises(BadInput, match="has changed"):
+        shelf.text(LIBRARY, old[0])
+
+
+def test_a_library_of_another_model_is_made_anew(
+    shelf: Shelf, settings: Settings, tmp_path: Path
+) -> None:
+    shelf.prepare()
+    assert settings.model is not None
+    other = tiny.colbert_folder(tmp_path / "other", seed=1)
+    for file in other.rglob("*"):
+        if file.is_file():
+            place = Path(settings.model) / file.relative_to(other)
+            place.write_bytes(file.read_bytes())
+    shelf.prepare()
+    assert shelf.preparing == "" and shelf.contents(LIBRARY)[1].documents == 2
+
+
+def test_uploads_replace_their_namesakes_and_go_with_the_shelf(
+    tmp_path: Path, settings: Settings
+) -> None:
+    with closing(Shelf(tmp_path / "home", settings)) as shelf:
+        file = tmp_path / "a.txt"
+        for text, expected in (("first words", (1, 0)), ("second words, more", (0, 1))):
+            file.write_text(text)
+            report = shelf.upload([str(file)])
+            assert (report.added, report.updated) == expected
+        (hit,) = shelf.search(UPLOADS, "second", 5, "lexical")
+        assert shelf.shown(hit.source) == "a.txt"
+        shelf.delete(UPLOADS, hit.source)
+        assert shelf.contents(UPLOADS)[0] == []
+        with pytest.raises(BadInput, match="at most"):
+            shelf.upload([str(file)] * 1000)
+    assert not shelf.temporary.exists()
+
+
+def test_an_index_given_is_shown_by_its_name(tmp_path: Path, settings: Settings) -> None:
+    import retrieval
+
+    (tmp_path / "a.txt").write_text("words")
+    for name in ("one.index", "two.index"):
+        with retrieval.open(tmp_path / "all" / name, model=settings.model, create=True) as index:
+            index.update([tmp_path / "a.txt"])
+    with closing(Shelf(tmp_path, settings, tmp_path / "all")) as shelf:
+        assert list(shelf.places) == [LIBRARY, UPLOADS, "one.index", "two.index"]
+        assert shelf.contents("two.index")[1].documents == 1
+    with closing(Shelf(tmp_path, settings, tmp_path / "all" / "one.index")) as shelf:
+        assert list(shelf.places)[2:] == ["one.index"]
+
+
+def test_filters_as_a_person_types_them() -> None:
+    assert conditions("") == {}
+    assert conditions("*.pdf team=sales") == {"source": "*.pdf", "team": "sales"}
+    assert conditions("'my file.txt'") == {"source": "my file.txt"}
+    with pytest.raises(BadInput):
+        conditions("'half")
+
+
+def test_the_library_knows_what_is_installed() -> None:
+    texts = list(library.texts())
+    sources = [source for source, _, _ in texts]
+    assert len(set(sources)) == len(sources) and "package/gradio" in sources
+    assert all(len(text) >= library.LEAST for source, text, _ in texts if "package/" in source)
+
+
+# ---- the markup -----------------------------------------------------------------------------
+
+
+def hit_of(text: str, *matches: Match, **more: object) -> Hit:
+    fields = {"rank": 1, "score": 2.0, "id": 1, "document": 1, "source": HOSTILE, "start": 0}
+    fields |= {"end": len(text), "text": text, "page": None, "heading": HOSTILE, "matches": matches}
+    return Hit(**{**fields, **more})  # type: ignore[arg-type]
+
+
+def test_nothing_hostile_reaches_the_page() -> None:
+    hit = hit_of(HOSTILE, Match(HOSTILE, "src", 5, 8, 0.9))
+    made = [
+        markup.cards([hit], [HOSTILE]),
+        markup.source(HOSTILE, HOSTILE, hit),
+        markup.documents([(HOSTILE, HOSTILE, 1)]),
+        markup.note(HOSTILE),
+    ]
+    for page in made:
+        assert "<img" not in page and "${" not in page and "{{" not in page and "`" not in page
+        tags = set(re.findall(r"<(\w+)", page))
+        assert tags <= set("article header span button i b div p mark pre ul li small".split())
+
+
+def test_words_are_marked_by_strength_and_once() -> None:
+    text = "flour and water"
+    matches = [
+        Match("a", "flour", 0, 5, 0.9),
+        Match("b", "flo", 0, 3, 0.4),
+        Match("c", "water", 10, 15, -1.0),
+    ]
+    shown = markup.marked(text, matches)
+    assert re.sub("<[^>]+>", "", shown) == text
+    assert re.findall(r"--strength:([\d.]+)", shown) == ["0.90", "0.15"]
+
+
+@pytest.mark.parametrize("at", [0, 300, 700, 1500, 1995])
+def test_an_excerpt_holds_the_strongest_match(at: int) -> None:
+    text = ("word " * 400)[:at] + "needle" + (" word" * 400)[: 2000 - at]
+    match = Match("needle", "needle", at, at + 6, 1.0)
+    start, end = markup.excerpt(text, [match])
+    assert 0 <= start <= at and at + 6 <= end <= len(text) and end - start <= markup.EXCERPT
+    assert "needle</mark>" in markup.cards([hit_of(text, match)], ["x"])
+
+
+def test_a_source_far_longer_than_the_page_is_cut_around_the_hit() -> None:
+    text = "a" * 100_000 + "needle" + "b" * 100_000
+    page = markup.source("x", text, hit_of("needle", start=100_000, end=100_006))
+    assert "needle" in page and len(page) < 2 * markup.AROUND + 1000
+
+
+def test_a_port_that_is_taken_is_told(shelf: Shelf, address: str) -> None:
+    port = int(address.rstrip("/").rsplit(":", 1)[1])
+    with pytest.raises(BadInput, match="--port"):
+        search.launch(search.build(shelf), shelf, host="127.0.0.1", port=port)
+
+
+def test_the_library_says_how_far_it_is(shelf: Shelf) -> None:
+    seen: list[str] = []
+    tell = shelf._tell
+    shelf._tell = lambda step: (tell(step), seen.append(shelf.preparing), time.sleep(0))  # type: ignore
+    shelf.prepare()
+    assert seen and all(re.fullmatch(r"indexing \d+ of 2 documents", line) for line in seen)
