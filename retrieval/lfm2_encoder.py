@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lfm2_mm.backbone import Backbone
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from lfm2_mm.backbone import Backbone
 from lfm2_mm.errors import BadInput, CheckpointDamaged
 from lfm2_mm.weights import read_json, read_tensors
 from retrieval.colbert_files import Projection, read_projections, read_settings
@@ -28,6 +28,7 @@ BIDIRECTIONAL = "Lfm2BidirectionalModel"
 # Padded tokens in one pass. On a CPU one long document fills the caches, and more of them only push
 # each other out; a GPU wants all it can get.
 BATCH_TOKENS = {"cpu": 512, "cuda": 1 << 15}
+PADDING = 0.2  # share of a text's row that may be padding: padding is work too
 WINDOW = 4096  # texts that are tokenized and sorted by length together
 
 
@@ -45,7 +46,7 @@ class Lfm2Encoder:
         self.backbone.eval()
         config = self.backbone.config
         _check_sizes(folder, self.tokenizer, config.vocab_size, config.hidden_size, projections)
-        self.device = next(self.backbone.parameters()).device
+        self.device = self.backbone.device
         self.head = nn.Sequential(*map(Dense.open, projections)).to(self.device).eval()
         self.name = name
         self.dim = projections[-1].out_features
@@ -115,8 +116,9 @@ class Lfm2Encoder:
 
     def _hidden(self, ids: Tensor, real: Tensor, queries: bool) -> Tensor:
         embeds = self.backbone.embed(ids)
-        mask = None if bool(real.all()) else real
-        return self.backbone(embeds, mask=mask)
+        if real.all() or not (queries or self.bidirectional):
+            return self.backbone(embeds)  # nobody looks ahead: padding at the end is harmless
+        return self.backbone(embeds, real, convolve_padding=queries and self.bidirectional)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -158,7 +160,7 @@ class Dense(nn.Module):
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Positions of `lengths`, longest first, in groups of at most `budget` padded tokens.
 
-    A group holds at least one text, and none shorter than 4/5 of its longest: padding is work too.
+    A group holds at least one text, and none whose padding is more than PADDING of the longest.
 
     >>> list(batches([3, 9, 3, 8], budget=17))
     [[1], [3], [0, 2]]
@@ -167,7 +169,7 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[group[0]] if group else 0
         full = longest * (len(group) + 1) > budget
-        if group and (full or 5 * lengths[i] < 4 * longest):
+        if group and (full or longest - lengths[i] > PADDING * longest):
             yield group
             group = []
         group.append(i)

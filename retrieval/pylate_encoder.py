@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from lfm2_mm.device import Choice, choose, set_threads
 from lfm2_mm.errors import BadInput, CheckpointDamaged, MissingExtra
 from retrieval.colbert_files import Settings, is_colbert, read_projections, read_settings
 from retrieval.colbert_tokenizer import ColbertTokenizer, Marks, Token
 from retrieval.encoder import Progress, fingerprint_of
 
-DTYPES = {"auto": "float32", "fp32": "float32", "bf16": "bfloat16"}
+DTYPES = ("auto", "fp32", "bf16")
 BATCH = 32  # PyLate's own default
 
 
@@ -39,7 +40,9 @@ class PylateEncoder:
             read_settings(folder)
             read_projections(folder)  # checks the import paths in the files before PyLate uses them
         _check_weights(folder)
-        self.model = _open(folder, device, DTYPES[dtype])
+        choice = choose(device, "fp32" if dtype == "auto" else dtype)
+        set_threads(choice.threads)
+        self.model = _open(folder, choice)
         self.tokenizer = _tokenizer(self.model)
         self.name = name
         self.dim = int(self.model[-1].out_features)
@@ -90,26 +93,17 @@ class PylateEncoder:
         return [np.ascontiguousarray(v, np.float32) for v in vectors]
 
 
-def _open(folder: Path, device: str, dtype: str) -> Any:
-    import torch
+def _open(folder: Path, choice: Choice) -> Any:
     from pylate.models import ColBERT
 
     with _told(folder):
         return ColBERT(
             str(folder),
-            device=_device(device),
+            device=choice.device,
             local_files_only=True,
             trust_remote_code=False,
-            model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
+            model_kwargs={"dtype": choice.torch_dtype, "use_safetensors": True},
         )
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _check_weights(folder: Path) -> None:

@@ -157,16 +157,17 @@ def test_ranking_is_pylates(causal: Path) -> None:
 
     model = peer(causal)
     ours = open_encoder(causal, device="cpu", dtype="fp32")
-    queries = [text for text in AWKWARD if text.strip()][:4]
-    mine = scores(ours.encode_queries(queries), ours.encode_documents(AWKWARD))
-    ids = [[str(i) for i in range(len(AWKWARD))]] * len(queries)
+    # Without those of nothing but punctuation: they keep the markers alone, and their scores tie.
+    queries, texts = list(tiny.CORPUS), AWKWARD[5:]
+    ids = [[str(i) for i in range(len(texts))]] * len(queries)
     ranked = rerank(
         ids,
         model.encode(queries, is_query=True),
-        [model.encode(AWKWARD, is_query=False)] * len(queries),
+        [model.encode(texts, is_query=False)] * len(queries),
     )
+    mine = scores(ours.encode_queries(queries), ours.encode_documents(texts))
     for row, order in zip(mine, ranked, strict=True):
-        assert [str(i) for i in np.argsort(-row, kind="stable")] == [hit["id"] for hit in order]
+        assert [str(i) for i in np.argsort(-row)] == [hit["id"] for hit in order]
 
 
 def scores(queries: list[np.ndarray], documents: list[np.ndarray]) -> np.ndarray:
