@@ -113,7 +113,9 @@ def _torch_scores(query: torch.Tensor, packed: torch.Tensor, bounds: np.ndarray)
 def _finite(scores: Any) -> Any:
     """Maxima and sums carry NaN on, so one look at the scores finds any in the inputs."""
     if not bool((scores < np.inf).all()):  # -inf is a document without tokens
-        raise BadInput("a query or document vector holds NaN or infinity; nothing can be ranked by it")
+        raise BadInput(
+            "a query or document vector holds NaN or infinity; nothing can be ranked by it"
+        )
     return scores
 
 

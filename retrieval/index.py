@@ -1,0 +1,474 @@
+"""What a user means by an index: bring it up to date, search it, delete from it, ask what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lfm2_mm.errors import BadInput, IndexBusy, IndexDamaged
+from retrieval import lexical, matches, storage
+from retrieval.catalog import FILTERS, Catalog, Row
+from retrieval.check import check
+from retrieval.fusion import DEFAULT, OF_ENCODER, Fusion, fuse
+from retrieval.segments import Exact, Segment, best
+from retrieval.storage import Manifest
+from retrieval.types import MODES, Damage, Hit, Info, Match, Mode, Progress, Report, Source
+
+if TYPE_CHECKING:
+    from retrieval.encoder import Encoder
+    from retrieval.update import Run
+    from retrieval.writer import Writer
+
+DEFAULT_MODEL = "nano-colbert"
+CANDIDATES = 200  # of each of the two rankings that hybrid search joins
+Where = Mapping[str, str]
+
+
+def open(
+    path: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | Encoder | None = None,
+    create: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    offline: bool = False,
+) -> Index:
+    """The index in a folder. The encoder is opened when it is needed: lexical search needs none.
+
+    model: what made or is to make the index; None takes the one it was made with, or the bundled one.
+    Raises IndexMissing (and `create` is False), BadInput where something else lies in the folder,
+    IndexMismatch where it was made with another model.
+    """
+    folder = Path(path).expanduser()
+    storage.require(folder, create=create)
+    index = Index(folder, model, {"device": device, "dtype": dtype, "offline": offline})
+    if model is not None:
+        index.require_model()
+    return index
+
+
+@dataclass(frozen=True)
+class View:
+    """One published state, open for reading."""
+
+    manifest: Manifest
+    seen: tuple[int, ...]  # identity of the manifest file it was read from
+    segments: tuple[Segment, ...]
+
+    @property
+    def exact(self) -> Exact:
+        return Exact(self.segments)
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is searched for."""
+
+    text: str
+    k: int
+    mode: Mode
+    where: Where
+    vectors: np.ndarray | None  # (tokens, dim); None in lexical mode
+    fusion: Fusion
+
+    @property
+    def terms(self) -> list[str]:
+        return lexical.terms(self.text)
+
+
+class Index:
+    """Made by `open`. Threads may share it; searches see what was last published."""
+
+    def __init__(
+        self, folder: Path, model: str | os.PathLike[str] | Encoder | None, options: dict[str, Any]
+    ) -> None:
+        self.folder = folder
+        self._model = model
+        self._options = options
+        self._encoder: Encoder | None = None
+        self._catalog: Catalog | None = None
+        self._view = View(Manifest(), (), ())
+        self._reading = threading.RLock()
+        self._opening = threading.Lock()
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files. The index can be used again; it then opens them anew."""
+        with self._reading:
+            if self._catalog:
+                self._catalog.close()
+            self._catalog, self._view = None, View(Manifest(), (), ())
+
+    # --- changing --------------------------------------------------------------------------------
+
+    def update(
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        prune: bool = False,
+        meta: Mapping[str, str] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Report:
+        """Bring the files in `paths` up to date: what is new or changed is encoded, nothing else.
+
+        prune: forget documents below `paths` whose files vanished. meta: kept with each document of
+        `paths`, to filter by. What cannot be read is in the report, and not tried again until it
+        changes. Raises BadInput when nothing in `paths` is readable, IndexBusy, LfmError (disk full).
+        """
+        from retrieval.update import look, nothing_indexed, update
+
+        roots = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        meta = _checked(meta or {})
+        files = look(roots, self.folder)
+        if not files and not prune:
+            raise nothing_indexed(roots, [])
+        with self._run(meta, progress) as (run, reported):
+            update(run, files, roots, prune=prune)
+        report = reported()
+        if not (report.added or report.updated or report.removed or report.unchanged):
+            raise nothing_indexed(roots, report.skipped)
+        return report
+
+    def add_texts(
+        self,
+        texts: Iterable[tuple[str, str, str]],
+        *,
+        meta: Mapping[str, str] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Report:
+        """Add (source, text, title), or bring those up to date whose text or title changed."""
+        from retrieval.update import add_texts
+
+        with self._run(_checked(meta or {}), progress) as (run, reported):
+            add_texts(run, texts)
+        return reported()
+
+    def delete(self, pattern: str) -> Report:
+        """Delete the documents of this source, file name, or glob (`*.pdf`) on either."""
+        with self._run({}, None) as (run, reported):
+            writer = run.writer
+            found = writer.catalog.sources(writer.now, pattern) or self._at(writer, pattern)
+            if not found:
+                raise BadInput(
+                    f"no document {pattern!r} in {self.folder}: give a source as `search` shows it, "
+                    "a file's name, or a pattern such as '*.pdf'"
+                )
+            for source in found:
+                known = writer.known(source.source)
+                assert known is not None
+                writer.remove(known)
+        return reported()
+
+    def _at(self, writer: Writer, path: str) -> list[Source]:
+        """A document by a path relative to where we are."""
+        from retrieval.files import source_of
+
+        with contextlib.suppress(OSError, ValueError):
+            exact = source_of(path)
+            return [s for s in writer.catalog.sources(writer.now, None) if s.source == exact]
+        return []
+
+    @contextlib.contextmanager
+    def _run(
+        self, meta: Mapping[str, str], progress: Callable[[Progress], None] | None
+    ) -> Iterator[tuple[Run, Callable[[], Report]]]:
+        """A run as the only writer; the report can be had once it is over."""
+        from retrieval.update import Run
+        from retrieval.writer import writing
+
+        started = time.monotonic()
+        with writing(self.folder, self.encoder) as writer:
+            run = Run(writer, self.encoder, meta, progress or (lambda _: None))
+            yield run, lambda: _report(run, self.folder, time.monotonic() - started)
+
+    # --- searching -------------------------------------------------------------------------------
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        mode: Mode = "hybrid",
+        where: Where | None = None,
+        *,
+        fusion: Fusion | None = None,
+    ) -> list[Hit]:
+        """The k best passages, best first; equal scores in the order of their ids.
+
+        mode: "colbert", exact MaxSim; "lexical", BM25; "hybrid", both joined as `fusion` says.
+        where: conditions that all hold, checked before anything is scored: `source` (a glob on the
+        path or the file's name), `type` (kind or suffix), `title` (a glob), `page`, or a metadata key.
+        Raises BadInput for an empty query, k below 1, an unknown mode or key.
+        """
+        with self._asked(query, k, mode, where, fusion) as (view, asked):
+            ids, scores = self._ranked(view, asked)
+            rows = self._open_catalog().rows(ids) if len(ids) else []
+            if len(rows) != len(ids):
+                raise self._damaged("passages that have vectors lack their text")
+            return [
+                _hit(rank, float(score), row, self._matched(view, asked, row))
+                for rank, (score, row) in enumerate(zip(scores, rows, strict=True), start=1)
+            ]
+
+    def rank(
+        self,
+        query: str,
+        k: int = 100,
+        mode: Mode = "hybrid",
+        where: Where | None = None,
+        *,
+        fusion: Fusion | None = None,
+    ) -> list[tuple[str, float]]:
+        """The k best documents, as source and the score of its best passage; as `search` otherwise."""
+        with self._asked(query, k, mode, where, fusion) as (view, asked):
+            wanted = k
+            while True:
+                ids, scores = self._ranked(view, replace(asked, k=wanted))
+                sources = self._open_catalog().sources_of(ids) if len(ids) else []
+                found: dict[str, float] = {}
+                for source, score in zip(sources, scores, strict=True):
+                    found.setdefault(source, float(score))
+                if len(found) >= k or len(ids) < wanted:
+                    return list(found.items())[:k]
+                wanted *= 2
+
+    @contextlib.contextmanager
+    def _asked(
+        self, query: str, k: int, mode: Mode, where: Where | None, fusion: Fusion | None
+    ) -> Iterator[tuple[View, Query]]:
+        """A checked query, and the state to search; the encoder is asked before the state is held."""
+        _check_question(query, k, mode)
+        empty = self._refreshed().manifest.chunks == 0
+        vectors = None
+        if mode != "lexical" and not empty:
+            vectors = self.encoder().encode_queries([query])[0]
+            fusion = fusion or OF_ENCODER.get(self.encoder().name)
+        with self._snapshot() as view:
+            yield view, Query(query, k, mode, dict(where or {}), vectors, fusion or DEFAULT)
+
+    def _ranked(self, view: View, asked: Query) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and scores of the k best passages, best first."""
+        now = view.manifest.generation
+        if view.manifest.chunks == 0:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        catalog = self._open_catalog()
+        if asked.vectors is None:
+            return catalog.lexical(asked.terms, asked.k, now, asked.where)
+        allowed = catalog.select(asked.where, now) if asked.where else None
+        if asked.mode == "colbert":
+            return view.exact.candidates(asked.vectors, asked.k, allowed)
+        wide = max(CANDIDATES, asked.k)
+        ids, semantic = view.exact.candidates(asked.vectors, wide, allowed)
+        words, counted = catalog.lexical(asked.terms, wide, now, asked.where)
+        union = np.union1d(ids, words)
+        semantic = _filled(union, ids, semantic, lambda ids: view.exact.scores(asked.vectors, ids))
+        counted = _filled(union, words, counted, lambda ids: self._counted(asked.terms, ids, now))
+        return best(union, fuse(semantic, counted, asked.fusion), asked.k)
+
+    def _counted(self, terms: Sequence[str], ids: np.ndarray, now: int) -> np.ndarray:
+        """BM25 (N,) of passages; 0 where none of the terms is in one."""
+        found, scores = self._open_catalog().lexical(terms, len(ids), now, among=ids)
+        return _filled(ids, found, scores, lambda rest: np.zeros(len(rest), np.float32))
+
+    def _matched(self, view: View, asked: Query, row: Row) -> tuple[Match, ...]:
+        if asked.vectors is None:
+            return matches.by_word(asked.terms, row.text)
+        stored = view.exact.vectors(row.id)
+        return matches.by_meaning(
+            self.encoder(), asked.text, asked.vectors, row.context, row.text, stored
+        )
+
+    # --- telling ---------------------------------------------------------------------------------
+
+    def info(self) -> Info:
+        """What the index holds."""
+        m = self._refreshed().manifest
+        size = storage.bytes_of(self.folder)
+        model = m.stamp.name if m.stamp else None
+        return Info(m.documents, m.chunks, m.tokens, size, model, storage.VERSION)
+
+    def sources(self, pattern: str | None = None) -> list[Source]:
+        """The documents with their metadata, by source; `pattern` as in `delete`."""
+        with self._snapshot() as view:
+            now = view.manifest.generation
+            return self._open_catalog().sources(now, pattern) if now else []
+
+    def text(self, document: int) -> str:
+        """A document's text as far as it was indexed, at its own offsets: gaps are line breaks."""
+        with self._snapshot() as view:
+            chunks = self._open_catalog().chunks_of(document) if view.manifest.generation else []
+        if not chunks:
+            raise BadInput(
+                f"no document {document} in {self.folder}; `search` and `sources` tell which there are"
+            )
+        found, place = [], 0
+        for start, text in chunks:
+            found += ["\n" * (start - place), text]
+            place = start + len(text)
+        return "".join(found)
+
+    def check(self) -> list[Damage]:
+        """What in the index is not as it was written; empty when it is sound. Reads every byte."""
+        return check(self.folder)
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    def encoder(self) -> Encoder:
+        """The encoder, opened now if it was not; always the one that made the vectors."""
+        with self._opening:
+            if self._encoder is None:
+                encoder = self._open_encoder()
+                stamp = storage.load(self.folder).stamp
+                if stamp:
+                    storage.require_same(self.folder, stamp, encoder)
+                self._encoder = encoder
+            return self._encoder
+
+    def require_model(self) -> None:
+        """Raise IndexMismatch if the index was made with another model than it is opened with."""
+        stamp = storage.load(self.folder).stamp
+        if stamp is None or self._model is None:
+            return
+        if not isinstance(self._model, (str, os.PathLike)):
+            return storage.require_same(self.folder, stamp, self._model)
+        from retrieval.encoder import fingerprint_of
+
+        name = os.fspath(self._model)
+        found = fingerprint_of(name, offline=self._options["offline"])
+        storage.require_same(self.folder, stamp, storage.Stamp(name, found, stamp.dim))
+
+    def _open_encoder(self) -> Encoder:
+        if self._model is not None and not isinstance(self._model, (str, os.PathLike)):
+            return self._model
+        from retrieval.encoder import open_encoder
+
+        stamp = storage.load(self.folder).stamp
+        name = self._model or (stamp.name if stamp else DEFAULT_MODEL)
+        return open_encoder(os.fspath(name), **self._options)
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[View]:
+        """One published state of vectors and rows, for as long as it is held."""
+        with self._reading:
+            for _ in range(10):
+                view = self._refreshed()
+                if not view.manifest.generation:
+                    yield view
+                    return
+                catalog = self._open_catalog()
+                with catalog.transaction():
+                    # A writer may have replaced what this state names since the manifest was read.
+                    if catalog.purged() <= view.manifest.generation:
+                        yield view
+                        return
+            raise self._busy()
+
+    def _refreshed(self) -> View:
+        """The last published state; segments that are already open stay so."""
+        with self._reading:
+            for _ in range(10):
+                seen = _identity(self.folder)
+                if seen == self._view.seen:
+                    return self._view
+                manifest = storage.load(self.folder)
+                if manifest.stamp and self._encoder:
+                    storage.require_same(self.folder, manifest.stamp, self._encoder)
+                try:
+                    self._view = View(manifest, seen, self._opened(manifest))
+                    return self._view
+                except FileNotFoundError as error:
+                    if seen == _identity(self.folder):  # else a writer published without this file
+                        raise self._damaged(f"{error.filename} is missing") from None
+            raise self._busy()
+
+    def _opened(self, manifest: Manifest) -> tuple[Segment, ...]:
+        there = {(s.entry.name, s.entry.dead): s for s in self._view.segments}
+        dim = manifest.stamp.dim if manifest.stamp else 0
+        return tuple(
+            there.get((entry.name, entry.dead)) or Segment(self.folder, entry, dim)
+            for entry in manifest.segments
+        )
+
+    def _open_catalog(self) -> Catalog:
+        if self._catalog is None:
+            self._catalog = Catalog(self.folder)
+        return self._catalog
+
+    def _damaged(self, what: str) -> IndexDamaged:
+        return IndexDamaged(
+            f"{self.folder}: {what}; `lfm2-mm check --index {self.folder}` tells more"
+        )
+
+    def _busy(self) -> IndexBusy:
+        return IndexBusy(f"{self.folder} changes faster than it can be read; try again")
+
+
+def _identity(folder: Path) -> tuple[int, ...]:
+    """Tells one published manifest from the next, without reading it; () before the first."""
+    try:
+        stat = (folder / storage.MANIFEST).stat()
+    except FileNotFoundError:
+        return ()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _check_question(query: str, k: int, mode: str) -> None:
+    if mode not in MODES:
+        raise BadInput(f"no search mode {mode!r}; known: {', '.join(MODES)}")
+    if k < 1:
+        raise BadInput(f"{k} results were asked for; ask for 1 or more")
+    if not query.strip():
+        raise BadInput("the query is empty: say what to look for")
+
+
+def _checked(meta: Mapping[str, str]) -> dict[str, str]:
+    """Metadata whose keys can be told from the filters that are always there."""
+    for key in meta:
+        if not key or key in FILTERS:
+            raise BadInput(
+                f"{key!r} cannot be a metadata key; these are taken: {', '.join(FILTERS)}"
+            )
+    return {str(key): str(value) for key, value in meta.items()}
+
+
+def _filled(
+    wanted: np.ndarray,
+    ids: np.ndarray,
+    scores: np.ndarray,
+    rest: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Scores of `wanted`: those of `ids` are known, `rest` finds the others."""
+    known = dict(zip(ids.tolist(), scores.tolist(), strict=True))
+    missing = np.array([id for id in wanted.tolist() if id not in known], dtype=np.int64)
+    if len(missing):
+        known |= zip(missing.tolist(), rest(missing).tolist(), strict=True)
+    return np.array([known[id] for id in wanted.tolist()], dtype=np.float32)
+
+
+def _hit(rank: int, score: float, row: Row, matched: tuple[Match, ...]) -> Hit:
+    return Hit(
+        rank=rank, score=score, id=row.id, document=row.document, source=row.source,
+        start=row.start, end=row.end, text=row.text, page=row.page, heading=row.heading,
+        matches=matched,
+    )  # fmt: skip
+
+
+def _report(run: Run, folder: Path, seconds: float) -> Report:
+    manifest, tally = run.writer.manifest, run.writer.tally
+    return Report(
+        manifest.documents, manifest.chunks, manifest.tokens, storage.bytes_of(folder),
+        added=tally.added, updated=tally.updated, removed=tally.removed, unchanged=run.unchanged,
+        skipped=tuple(run.skipped), seconds=seconds,
+    )  # fmt: skip

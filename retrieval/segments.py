@@ -1,0 +1,265 @@
+"""Token vectors on disk: written once as a stream, read by memory map, scored exactly. Knows no text.
+
+A segment is two files: NAME.vectors (rows of one codec, one after the other) and NAME.rows (int64:
+the ids of its passages, ascending, then where the rows of each begin, and the end).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+
+from lfm2_mm.errors import BadInput, IndexDamaged
+from retrieval.maxsim import blocks, maxsim
+from retrieval.storage import SEGMENTS, Entry, Part, flush, flush_folder
+from retrieval.types import Damage
+
+
+class Codec(Protocol):
+    """How vectors lie on the disk. A row has the same number of bytes whatever it holds."""
+
+    name: str
+
+    def row_bytes(self, dim: int) -> int: ...
+
+    def encode(self, vectors: np.ndarray) -> bytes:
+        """(T, dim) float32 -> T rows."""
+        ...
+
+    def scores(self, query: np.ndarray, rows: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        """Exact MaxSim of (Q, dim) float32 over rows (T, row_bytes) uint8 with bounds (N + 1,)."""
+        ...
+
+    def decode(self, rows: np.ndarray) -> np.ndarray:
+        """(T, row_bytes) uint8 -> (T, dim) float32."""
+        ...
+
+
+class Float16:
+    """Two bytes a dimension. On unit vectors of 128 dimensions a cosine is off by less than 1e-3."""
+
+    name = "float16"
+
+    def row_bytes(self, dim: int) -> int:
+        return 2 * dim
+
+    def encode(self, vectors: np.ndarray) -> bytes:
+        return vectors.astype("<f2").tobytes()
+
+    def decode(self, rows: np.ndarray) -> np.ndarray:
+        halves = rows.view("<f2")
+        if "torch" in sys.modules and sys.byteorder == "little":  # three times numpy's conversion
+            return sys.modules["torch"].from_numpy(halves.copy()).float().numpy()
+        return halves.astype(np.float32)
+
+    def scores(self, query: np.ndarray, rows: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        return maxsim(query, self.decode(rows), bounds)
+
+
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (Float16(),)}
+
+
+class SegmentWriter:
+    """Takes the vectors of one passage after the other; holds none of them."""
+
+    def __init__(self, folder: Path, number: int, dim: int, codec: Codec) -> None:
+        self.name = f"{number:06d}"
+        self._folder = folder / SEGMENTS
+        self._folder.mkdir(exist_ok=True)
+        self._dim, self._codec = dim, codec
+        self._ids: list[int] = []
+        self._offsets = [0]
+        self._file: IO[bytes] = (self._folder / f"{self.name}.vectors").open("wb")
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def tokens(self) -> int:
+        return self._offsets[-1]
+
+    def tokens_of(self, first: int, chunks: int) -> int:
+        """Vectors of `chunks` passages from the one with the id `first` on."""
+        place = bisect_left(self._ids, first)
+        return self._offsets[place + chunks] - self._offsets[place]
+
+    def add(self, chunk: int, vectors: np.ndarray) -> None:
+        """Append one passage: `chunk` above all ids before, vectors (T, dim) finite."""
+        if vectors.ndim != 2 or vectors.shape[1] != self._dim:
+            raise BadInput(
+                f"vectors of passage {chunk} have the shape {vectors.shape}; "
+                f"this index takes (tokens, {self._dim})"
+            )
+        if not np.isfinite(vectors).all():
+            raise BadInput(f"vectors of passage {chunk} hold NaN or infinity")
+        self._file.write(self._codec.encode(vectors))
+        self._ids.append(chunk)
+        self._offsets.append(self.tokens + len(vectors))
+
+    def cut(self, chunks: int) -> None:
+        """Keep the first `chunks` passages only."""
+        del self._ids[chunks:], self._offsets[chunks + 1 :]
+        self._file.seek(self.tokens * self._codec.row_bytes(self._dim))
+        self._file.truncate()
+
+    def finish(self) -> Entry:
+        """Both files durable; the entry to publish."""
+        flush(self._file)
+        self._file.close()
+        rows = self._folder / f"{self.name}.rows"
+        with rows.open("wb") as file:
+            file.write(np.array([*self._ids, *self._offsets], dtype="<i8").tobytes())
+            flush(file)
+        flush_folder(self._folder)
+        parts = {
+            path.name: Part(path.stat().st_size, digest(path))
+            for path in (self._folder / f"{self.name}.vectors", rows)
+        }
+        first, last = self._ids[0], self._ids[-1]
+        return Entry(self.name, self._codec.name, first, last, len(self), self.tokens, parts)
+
+    def discard(self) -> None:
+        self._file.close()
+        with contextlib.suppress(FileNotFoundError):
+            (self._folder / f"{self.name}.vectors").unlink()
+
+
+class Segment:
+    """One segment, open for reading; only pages that are scored come into memory."""
+
+    def __init__(self, folder: Path, entry: Entry, dim: int) -> None:
+        self.entry = entry
+        self._codec = CODECS[entry.codec]
+        vectors = folder / SEGMENTS / f"{entry.name}.vectors"
+        rows = folder / SEGMENTS / f"{entry.name}.rows"
+        width = self._codec.row_bytes(dim)
+        numbers = _mapped(rows, "<i8", 2 * entry.chunks + 1, 8)
+        self.ids = np.array(numbers[: entry.chunks])
+        self.bounds = np.array(numbers[entry.chunks :])
+        self._rows = _mapped(vectors, np.uint8, entry.tokens * width, 1).reshape(-1, width)
+        self.live = np.ones(entry.chunks, dtype=bool)
+        for first, last in entry.dead:
+            self.live[slice(*np.searchsorted(self.ids, (first, last)))] = False
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Rows of those of `ids` (ascending) that live here."""
+        places = np.searchsorted(self.ids, ids)
+        places[places == len(self.ids)] = 0
+        rows = places[self.ids[places] == ids] if len(self.ids) else places[:0]
+        return rows[self.live[rows]]
+
+    def vectors(self, row: int) -> np.ndarray:
+        """(T, dim) float32 of one passage."""
+        return self._codec.decode(self._rows[self.bounds[row] : self.bounds[row + 1]])
+
+    def scores(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Exact MaxSim of the passages in `rows` (ascending), some megabytes at a time."""
+        found = [np.empty(0, dtype=np.float32)]
+        lengths = self.bounds[rows + 1] - self.bounds[rows]
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        for first, last in blocks(bounds):
+            block = self._gather(rows[first:last])
+            found.append(self._codec.scores(query, block, bounds[first : last + 1] - bounds[first]))
+        return np.concatenate(found)
+
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
+        """The stored vectors of some passages, in a piece; neighbours are not copied one by one."""
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        runs = [
+            self._rows[self.bounds[run[0]] : self.bounds[run[-1] + 1]]
+            for run in np.split(rows, breaks)
+        ]
+        return runs[0] if len(runs) == 1 else np.concatenate(runs)
+
+
+class Exact:
+    """Scores passages by exact MaxSim, and proposes the best by scoring all of them."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = segments
+
+    def candidates(
+        self, query: np.ndarray, k: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and scores of the k best of `allowed` (ascending ids; None: all), best first."""
+        ids = [np.empty(0, dtype=np.int64)]
+        scores = [np.empty(0, dtype=np.float32)]
+        for segment in self._segments:
+            rows = np.flatnonzero(segment.live) if allowed is None else segment.find(allowed)
+            ids.append(segment.ids[rows])
+            scores.append(segment.scores(query, rows))
+        return best(np.concatenate(ids), np.concatenate(scores), k)
+
+    def scores(self, query: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Exact MaxSim (N,) of `ids` in any order; -inf for one that is not in the index."""
+        order = np.argsort(ids, kind="stable")
+        ascending = ids[order]
+        found = np.full(len(ids), -np.inf, dtype=np.float32)
+        for segment in self._segments:
+            rows = segment.find(ascending)
+            places = np.searchsorted(ascending, segment.ids[rows])
+            found[order[places]] = segment.scores(query, rows)
+        return found
+
+    def vectors(self, chunk: int) -> np.ndarray:
+        """(T, dim) float32 of one passage."""
+        for segment in self._segments:
+            for row in segment.find(np.array([chunk])):
+                return segment.vectors(int(row))
+        raise KeyError(chunk)
+
+
+def best(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best, best first; equal scores in the order of ids, so that results repeat."""
+    order = np.lexsort((ids, -scores))[:k]
+    return ids[order], scores[order]
+
+
+def verify(folder: Path, entry: Entry) -> Iterator[Damage]:
+    """What of a segment is not as it was written; every byte is read."""
+    for name, part in entry.parts.items():
+        path = folder / SEGMENTS / name
+        label = f"{SEGMENTS}/{name}"
+        if not path.is_file():
+            yield Damage(label, "is missing")
+        elif path.stat().st_size != part.bytes:
+            yield Damage(label, f"has {path.stat().st_size} bytes; {part.bytes} were written")
+        elif digest(path) != part.sha256:
+            yield Damage(label, "does not fit its checksum")
+
+
+def sweep(folder: Path, entries: Sequence[Entry]) -> None:
+    """Remove files that no published segment names. A file still mapped on Windows stays till later."""
+    named = {name for entry in entries for name in entry.parts}
+    if not (folder / SEGMENTS).is_dir():
+        return
+    for path in (folder / SEGMENTS).iterdir():
+        if path.name not in named:
+            with contextlib.suppress(PermissionError):
+                os.unlink(path)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _mapped(path: Path, dtype: str | type, count: int, size: int) -> np.ndarray:
+    """A file of `count` numbers, mapped. Raises IndexDamaged for another size."""
+    found = path.stat().st_size
+    if found != count * size:
+        raise IndexDamaged(
+            f"{path} has {found} bytes; {count * size} were written: "
+            "`lfm2-mm check` tells what else is damaged"
+        )
+    if not count:
+        return np.empty(0, dtype=dtype)  # an empty file cannot be mapped
+    return np.memmap(path, dtype=dtype, mode="r", shape=(count,))

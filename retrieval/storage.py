@@ -1,0 +1,238 @@
+"""The index folder: its manifest, published by one rename, and the one writer's lock. Knows no text.
+
+manifest.json is the only truth about which generation exists; docs/index-format.md tells the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from lfm2_mm.errors import BadInput, IndexBusy, IndexDamaged, IndexMismatch, IndexMissing
+
+VERSION = 1
+MANIFEST = "manifest.json"
+LOCK = "lock"
+CATALOG = "catalog.sqlite"
+SEGMENTS = "segments"
+OURS = (MANIFEST, MANIFEST + ".tmp", LOCK, SEGMENTS)  # and CATALOG with its journals
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Which encoder made the vectors. Vectors of two stamps must never be compared."""
+
+    name: str
+    fingerprint: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a segment."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One immutable segment: `chunks` passages and `tokens` vectors, some of them perhaps dead.
+
+    Its ids lie in first..last, where no other segment has any. dead: ranges (id, id after the last)
+    of deleted passages, apart and in order.
+    """
+
+    name: str
+    codec: str
+    first: int
+    last: int
+    chunks: int
+    tokens: int
+    parts: Mapping[str, Part]  # file name within the segments folder
+    dead: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def live(self) -> int:
+        """Passages that are not deleted."""
+        return self.chunks - sum(last - first for first, last in self.dead)
+
+    def without(self, ranges: list[tuple[int, int]]) -> Entry:
+        """The same segment with more passages dead."""
+        merged: list[tuple[int, int]] = []
+        for first, last in sorted([*self.dead, *ranges]):
+            if merged and first <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+            else:
+                merged.append((first, last))
+        return replace(self, dead=tuple(merged))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One published state of an index."""
+
+    generation: int = 0  # 0: nothing was ever published
+    stamp: Stamp | None = None
+    documents: int = 0  # live
+    chunks: int = 0
+    tokens: int = 0
+    next_id: int = 1  # of the next passage; ids are never given twice
+    next_segment: int = 1
+    segments: tuple[Entry, ...] = field(default=())
+
+
+def state_of(folder: Path) -> str:
+    """'missing', 'foreign' (something else lies there), 'unpublished' or 'index'."""
+    if not folder.exists():
+        return "missing"
+    if not folder.is_dir():
+        return "foreign"
+    names = [path.name for path in folder.iterdir()]
+    if MANIFEST in names:
+        return "index"
+    ours = all(name in OURS or name.startswith(CATALOG) for name in names)
+    return "unpublished" if ours else "foreign"
+
+
+def require(folder: Path, *, create: bool) -> None:
+    """Raise unless `folder` is an index, or may become one."""
+    match state_of(folder):
+        case "missing" if not create:
+            raise IndexMissing(
+                f"no index at {folder}: make one with `lfm2-mm index PATH --index {folder}`"
+            )
+        case "foreign" if create:
+            raise BadInput(f"{folder} exists and is no index: name a new or an empty folder")
+        case "foreign":
+            raise IndexMissing(
+                f"{folder} is no index (no {MANIFEST} in it): "
+                "make one elsewhere with `lfm2-mm index PATH --index NEW_FOLDER`"
+            )
+
+
+def load(folder: Path) -> Manifest:
+    """The published state. Raises IndexDamaged, or IndexMismatch for one of a newer version."""
+    try:
+        raw = json.loads((folder / MANIFEST).read_bytes())
+        version, seal = raw["version"], raw.pop("seal")
+    except FileNotFoundError:
+        return Manifest()
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, f"cannot be read ({error})") from error
+    if isinstance(version, int) and version > VERSION:
+        raise IndexMismatch(
+            f"{folder} has format {version}, made by a newer lfm2-mm; this one reads up to {VERSION}: "
+            "upgrade lfm2-mm, or index again into a new folder"
+        )
+    if seal != _seal(raw):
+        raise _damaged(folder, "does not fit its own checksum")
+    return _from_json(raw)
+
+
+class Stamped(Protocol):
+    """What a stamp is compared with: an encoder, or another stamp."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def require_same(folder: Path, stamp: Stamp, model: Stamped) -> None:
+    """Raise IndexMismatch unless `model` is the one that made the vectors."""
+    if stamp.fingerprint == model.fingerprint:
+        return
+    made, given = stamp.fingerprint[:8], model.fingerprint[:8]
+    raise IndexMismatch(
+        f"{folder} was made with {stamp.name} (fingerprint {made}), not with {model.name} as it is now "
+        f"({given}): open it with the model that made it, or index again into a new folder"
+    )
+
+
+def publish(folder: Path, manifest: Manifest) -> None:
+    """Make `manifest` the state of the index: durable, and in one step. What it names must be durable."""
+    raw = {"format": "lfm2-mm index", "version": VERSION, **asdict(manifest)}
+    raw = json.loads(json.dumps(raw))  # tuples become lists: the seal must see what a reader sees
+    text = json.dumps({**raw, "seal": _seal(raw)}, indent=1)
+    temporary = folder / (MANIFEST + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        flush(file)
+    os.replace(temporary, folder / MANIFEST)
+    flush_folder(folder)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Hold the index as its only writer. The lock is the system's: it ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise IndexBusy(
+            f"another process is writing to {folder}: try again when it is done (searching works meanwhile)"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def flush(file: Any) -> None:
+    """Everything written to `file` is on the disk afterwards."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """New and renamed entries of `folder` are on the disk afterwards (Windows does so by itself)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def bytes_of(folder: Path) -> int:
+    """Size of all files of the index; files that vanish meanwhile count nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
+def _from_json(raw: dict[str, Any]) -> Manifest:
+    fields = {k: v for k, v in raw.items() if k not in ("format", "version")}
+    entries = tuple(
+        Entry(
+            **{
+                **entry,
+                "parts": {name: Part(**part) for name, part in entry["parts"].items()},
+                "dead": tuple((first, last) for first, last in entry["dead"]),
+            }
+        )
+        for entry in fields.pop("segments")
+    )
+    stamp = fields.pop("stamp")
+    return Manifest(**fields, stamp=Stamp(**stamp) if stamp else None, segments=entries)
+
+
+def _seal(raw: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(folder: Path, what: str) -> IndexDamaged:
+    return IndexDamaged(f"{folder / MANIFEST} {what}: index the sources again into a new folder")
