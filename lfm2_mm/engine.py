@@ -1,0 +1,63 @@
+"""One seam for everything that answers a conversation, and the table of what stands behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+from lfm2_mm.errors import BadInput, MissingExtra
+from lfm2_mm.types import Event, Message, Sampling
+
+# name -> module with `open(name, **how)`, and the library it needs
+ENGINES = {
+    "native": ("lfm2_mm.engines.native", "torch"),
+    "echo": ("lfm2_mm.engines.echo", "lfm2_mm"),
+}
+
+
+class Engine(Protocol):
+    """Answers conversations. Made by `open_engine`; closed once."""
+
+    name: str  # of the checkpoint
+    accepts: frozenset[type]  # part types: Text, Image, Audio
+    advice: Sampling  # the checkpoint's own, the default
+
+    def stream(
+        self, messages: Sequence[Message], sampling: Sampling | None = None
+    ) -> Iterator[Event]:
+        """Yield TextDelta as the reply comes and Done last; closing the iterator stops the work."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; it cannot be used afterwards."""
+        ...
+
+
+def open_engine(
+    name_or_path: str | Path,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    offline: bool = False,
+    active_experts: int | None = None,
+) -> Engine:
+    """Open the checkpoint `name_or_path` behind an engine.
+
+    `auto` takes echo for the name "echo" and the native backbone for everything else. Raises
+    BadInput for an unknown engine, MissingExtra, and what loading the checkpoint raises.
+    """
+    if engine == "auto":
+        engine = "echo" if str(name_or_path) == "echo" else "native"
+    if engine not in ENGINES:
+        raise BadInput(f"no engine {engine!r}; known are {', '.join(ENGINES)}")
+    module, needs = ENGINES[engine]
+    if find_spec(needs) is None:
+        raise MissingExtra(f"engine {engine!r} needs {needs}: pip install {needs}")
+    opened: Engine = import_module(module).open(
+        name_or_path, device=device, dtype=dtype, offline=offline, active_experts=active_experts
+    )
+    return opened
