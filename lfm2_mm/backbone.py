@@ -280,7 +280,7 @@ class Backbone(nn.Module):
         active_experts: int | None = None,
         bidirectional: bool = False,
     ) -> Backbone:
-        """Load a checkpoint folder for inference. Raises CheckpointDamaged if weights do not fit."""
+        """Load a checkpoint folder for inference. Raises CheckpointDamaged, BadInput."""
         from lfm2_mm.device import choose
         from lfm2_mm.loading import load_backbone
 

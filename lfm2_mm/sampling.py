@@ -18,7 +18,8 @@ def pick(
 ) -> int:
     """Choose the next token.
 
-    logits (vocab,) of any float dtype; `seen` are the ids so far, for the repetition penalty. Order as in transformers: penalty, temperature, top_k, min_p. Temperature 0 is greedy.
+    logits (vocab,) of any float dtype; `seen` are the ids so far, for the repetition penalty.
+    Order as in transformers: penalty, temperature, top_k, min_p. Temperature 0 is greedy.
     """
     scores = logits.float()
     if sampling.repetition_penalty != 1.0:

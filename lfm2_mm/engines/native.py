@@ -75,7 +75,7 @@ class Native:
         first = last = time.perf_counter()
         made, reason = 0, "length"
         while made < room:
-            token = pick(logits, sampling, torch.tensor(self._seen), generator)
+            token = pick(logits, sampling, self._seen, generator)
             made += 1
             last = time.perf_counter()
             first = last if made == 1 else first
