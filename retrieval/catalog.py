@@ -1,8 +1,10 @@
-"""Documents, passages, words and metadata in SQLite. Knows no vectors, and no generation but by number.
+"""Documents, passages, words and metadata in SQLite. Knows no vectors and no manifest.
 
-Every document row tells in which generation it came and went. A reader of generation G sees what came
-by G and has not gone by G, so rows that a killed writer left behind are never seen.
+Every document row tells in which generation it came and went. A reader of generation G sees what
+came by G and has not gone by G, so rows that a killed writer left behind are never seen.
 """
+
+# ruff: noqa: S608  (queries are put together from this file's own constants; all values are bound)
 
 from __future__ import annotations
 
@@ -52,7 +54,10 @@ CREATE TABLE skipped (source TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, w
 CREATE TABLE state (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
 INSERT INTO state VALUES ('purged', 0);  -- rows gone by this generation are no longer here
 """
-HIDDEN = "SELECT id FROM documents WHERE came > :now UNION ALL SELECT id FROM documents WHERE gone <= :now"
+HIDDEN = (  # two queries, for an index each
+    "SELECT id FROM documents WHERE came > :now "
+    "UNION ALL SELECT id FROM documents WHERE gone <= :now"
+)
 SEEN = "came <= :now AND (gone IS NULL OR gone > :now)"
 FILTERS = {
     "source": "(d.source GLOB :{0} OR d.name GLOB :{0})",
@@ -193,12 +198,19 @@ class Catalog:
         where: Mapping[str, str] | None = None,
         among: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and BM25 scores (positive) of the k best passages with any of the terms, best first."""
+        """Ids and positive BM25 scores of the k best passages with any of the terms, best first."""
         if not terms:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         # "+rowid" keeps SQLite from looking up the terms once for each allowed passage.
         hidden = f"+w.rowid NOT IN (SELECT id FROM chunks WHERE document IN ({HIDDEN}))"
-        conditions, values = [hidden], {"now": now, "match": lexical.expression(terms), "k": k}
+        conditions, values = (
+            [hidden],
+            {
+                "now": now,
+                "match": lexical.expression(terms),
+                "k": k,
+            },
+        )
         if where:
             selection, chosen = self._selection(where, now)
             conditions.append(f"+w.rowid IN ({selection})")
@@ -222,7 +234,7 @@ class Catalog:
 
     def _selection(self, where: Mapping[str, str], now: int) -> tuple[str, dict[str, Any]]:
         """A query for the passages that fit all of `where`. Values are bound, never spelled out."""
-        conditions, values = [SEEN], {"now": now}
+        conditions, values = [SEEN], dict[str, Any](now=now)
         own = self.keys(now)
         for number, (key, value) in enumerate(where.items()):
             if key not in FILTERS and key not in own:
@@ -249,12 +261,12 @@ class Catalog:
             "SELECT c.id, d.id, d.source, c.start, c.end, c.text, c.context, c.heading, c.page "
             "FROM chunks c JOIN documents d ON d.id = c.document WHERE c.id = ?"
         )
-        return [Row(*row) for id in ids for row in self._all(query, (int(id),))]
+        return [Row(*row) for chunk in ids for row in self._all(query, (int(chunk),))]
 
     def sources_of(self, ids: Iterable[int]) -> list[str]:
         """The source of each passage."""
         query = "SELECT d.source FROM chunks c JOIN documents d ON d.id = c.document WHERE c.id = ?"
-        return [self._one(query, (int(id),)) for id in ids]
+        return [self._one(query, (int(chunk),)) for chunk in ids]
 
     def find(self, source: str, now: int) -> Known | None:
         """The document of exactly this source."""
@@ -276,7 +288,7 @@ class Catalog:
         )
         query = f"SELECT id, source, kind, title, chunks, tokens FROM documents WHERE {SEEN}{glob}"
         found = self._all(f"{query} ORDER BY source", {"now": now, "p": pattern})
-        return [Source(*row, meta=self.meta(row[0])) for row in found]
+        return [Source(*(*row, self.meta(row[0]))) for row in found]
 
     def chunks_of(self, document: int) -> list[tuple[int, str]]:
         """(start, text) of a document's passages, in order."""
@@ -313,7 +325,8 @@ class Catalog:
         """Add documents and take others away, visible once `generation` is published."""
         with self.transaction(write=True):
             self._connection.executemany(
-                "UPDATE documents SET gone = ? WHERE id = ?", ((generation, id) for id in gone)
+                "UPDATE documents SET gone = ? WHERE id = ?",
+                ((generation, document) for document in gone),
             )
             for document in documents:
                 self._insert(document, generation)
@@ -350,21 +363,21 @@ class Catalog:
     def _insert(self, document: NewDocument, generation: int) -> None:
         d = document
         cursor = self._connection.execute(
-            "INSERT INTO documents(source, name, kind, title, size, mtime_ns, sha256, first, chunks, "
-            "tokens, came) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO documents(source, name, kind, title, size, mtime_ns, sha256, first, "
+            "chunks, tokens, came) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (d.source, d.source.rsplit("/", 1)[-1], d.kind, d.title, d.size, d.mtime_ns, d.sha256,
              d.first, len(d.chunks), d.tokens, generation),
         )  # fmt: skip
-        id = cursor.lastrowid or 0
-        self._set_meta(id, d.meta)
+        row = cursor.lastrowid or 0
+        self._set_meta(row, d.meta)
         self._connection.executemany(
             "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            ((n, id, c.start, c.end, c.text, c.context, c.heading, c.page)
+            ((n, row, c.start, c.end, c.text, c.context, c.heading, c.page)
              for n, c in enumerate(d.chunks, d.first)),
         )  # fmt: skip
         self._connection.executemany(
             "INSERT INTO words(rowid, title, heading, body, extra) VALUES (?, ?, ?, ?, ?)",
-            ((n, d.title, c.heading, lexical.clean(c.text), lexical.extra(c.text))
+            ((n, d.title, c.heading, lexical.clean(c.text), lexical.added(c.text))
              for n, c in enumerate(d.chunks, d.first)),
         )  # fmt: skip
         self._connection.execute("DELETE FROM skipped WHERE source = ?", (d.source,))

@@ -16,8 +16,8 @@ RANK_CONSTANT = 60  # of reciprocal rank fusion (Cormack, Clarke and Buettcher 2
 class Fusion:
     """How the two are joined.
 
-    method: "scores", each scaled to 0..1 over the candidates and summed (a convex combination, Bruch,
-    Gai and Ingber 2023); "zscores", each scaled to mean 0 and deviation 1; "ranks", reciprocal ranks.
+    method: "scores", each scaled to 0..1 over the candidates and summed (a convex combination:
+    Bruch, Gai and Ingber 2023); "zscores", to mean 0, deviation 1; "ranks", reciprocal ranks.
     weight: share of MaxSim, 0 to 1; BM25 has the rest.
     """
 
@@ -41,7 +41,7 @@ def fuse(semantic: np.ndarray, lexical: np.ndarray, fusion: Fusion = DEFAULT) ->
 
     A MaxSim of -inf (a passage without vectors) counts as the worst of the candidates.
 
-    >>> fuse(np.array([30., 20., 25.]), np.array([0., 8., 4.]), Fusion(weight=0.75)).round(3).tolist()
+    >>> fuse(np.array([30., 20., 25.]), np.array([0., 8., 4.]), Fusion(weight=0.75)).tolist()
     [0.75, 0.25, 0.5]
     """
     if not len(semantic):

@@ -1,4 +1,4 @@
-"""What a user means by an index: bring it up to date, search it, delete from it, ask what it holds."""
+"""What a user means by an index: bring it up to date, search it, delete from it, ask about it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CANDIDATES = 200  # of each of the two rankings that hybrid search joins
 Where = Mapping[str, str]
 
 
-def open(
+def open(  # noqa: A001  (retrieval.open, as in pathlib or PIL)
     path: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] | Encoder | None = None,
@@ -43,7 +43,7 @@ def open(
 ) -> Index:
     """The index in a folder. The encoder is opened when it is needed: lexical search needs none.
 
-    model: what made or is to make the index; None takes the one it was made with, or the bundled one.
+    model: what made or is to make the index; None takes the one that made it, or the bundled one.
     Raises IndexMissing (and `create` is False), BadInput where something else lies in the folder,
     IndexMismatch where it was made with another model.
     """
@@ -126,7 +126,8 @@ class Index:
 
         prune: forget documents below `paths` whose files vanished. meta: kept with each document of
         `paths`, to filter by. What cannot be read is in the report, and not tried again until it
-        changes. Raises BadInput when nothing in `paths` is readable, IndexBusy, LfmError (disk full).
+        changes. Raises BadInput when nothing in `paths` is readable, IndexBusy, LfmError when the
+        disk is full.
         """
         from retrieval.update import look, nothing_indexed, update
 
@@ -163,8 +164,8 @@ class Index:
             found = writer.catalog.sources(writer.now, pattern) or self._at(writer, pattern)
             if not found:
                 raise BadInput(
-                    f"no document {pattern!r} in {self.folder}: give a source as `search` shows it, "
-                    "a file's name, or a pattern such as '*.pdf'"
+                    f"no document {pattern!r} in {self.folder}: give a source as `search` shows "
+                    "it, a file's name, or a pattern such as '*.pdf'"
                 )
             for source in found:
                 known = writer.known(source.source)
@@ -209,7 +210,8 @@ class Index:
 
         mode: "colbert", exact MaxSim; "lexical", BM25; "hybrid", both joined as `fusion` says.
         where: conditions that all hold, checked before anything is scored: `source` (a glob on the
-        path or the file's name), `type` (kind or suffix), `title` (a glob), `page`, or a metadata key.
+        path or the file's name), `type` (kind or suffix), `title` (a glob), `page`, or a metadata
+        key.
         Raises BadInput for an empty query, k below 1, an unknown mode or key.
         """
         with self._asked(query, k, mode, where, fusion) as (view, asked):
@@ -231,7 +233,7 @@ class Index:
         *,
         fusion: Fusion | None = None,
     ) -> list[tuple[str, float]]:
-        """The k best documents, as source and the score of its best passage; as `search` otherwise."""
+        """The k best documents: source, and score of its best passage. Else as `search`."""
         with self._asked(query, k, mode, where, fusion) as (view, asked):
             wanted = k
             while True:
@@ -248,7 +250,7 @@ class Index:
     def _asked(
         self, query: str, k: int, mode: Mode, where: Where | None, fusion: Fusion | None
     ) -> Iterator[tuple[View, Query]]:
-        """A checked query, and the state to search; the encoder is asked before the state is held."""
+        """A checked query, and the state to search, which is held only after it was encoded."""
         _check_question(query, k, mode)
         empty = self._refreshed().manifest.chunks == 0
         vectors = None
@@ -266,14 +268,15 @@ class Index:
         catalog = self._open_catalog()
         if asked.vectors is None:
             return catalog.lexical(asked.terms, asked.k, now, asked.where)
+        vectors = asked.vectors
         allowed = catalog.select(asked.where, now) if asked.where else None
         if asked.mode == "colbert":
-            return view.exact.candidates(asked.vectors, asked.k, allowed)
+            return view.exact.candidates(vectors, asked.k, allowed)
         wide = max(CANDIDATES, asked.k)
-        ids, semantic = view.exact.candidates(asked.vectors, wide, allowed)
+        ids, semantic = view.exact.candidates(vectors, wide, allowed)
         words, counted = catalog.lexical(asked.terms, wide, now, asked.where)
         union = np.union1d(ids, words)
-        semantic = _filled(union, ids, semantic, lambda ids: view.exact.scores(asked.vectors, ids))
+        semantic = _filled(union, ids, semantic, lambda ids: view.exact.scores(vectors, ids))
         counted = _filled(union, words, counted, lambda ids: self._counted(asked.terms, ids, now))
         return best(union, fuse(semantic, counted, asked.fusion), asked.k)
 
@@ -311,7 +314,7 @@ class Index:
             chunks = self._open_catalog().chunks_of(document) if view.manifest.generation else []
         if not chunks:
             raise BadInput(
-                f"no document {document} in {self.folder}; `search` and `sources` tell which there are"
+                f"no document {document} in {self.folder}; `search` and `sources` tell which"
             )
         found, place = [], 0
         for start, text in chunks:
@@ -342,7 +345,8 @@ class Index:
         if stamp is None or self._model is None:
             return
         if not isinstance(self._model, (str, os.PathLike)):
-            return storage.require_same(self.folder, stamp, self._model)
+            storage.require_same(self.folder, stamp, self._model)
+            return
         from retrieval.encoder import fingerprint_of
 
         name = os.fspath(self._model)
@@ -451,10 +455,10 @@ def _filled(
 ) -> np.ndarray:
     """Scores of `wanted`: those of `ids` are known, `rest` finds the others."""
     known = dict(zip(ids.tolist(), scores.tolist(), strict=True))
-    missing = np.array([id for id in wanted.tolist() if id not in known], dtype=np.int64)
+    missing = np.array([chunk for chunk in wanted.tolist() if chunk not in known], dtype=np.int64)
     if len(missing):
         known |= zip(missing.tolist(), rest(missing).tolist(), strict=True)
-    return np.array([known[id] for id in wanted.tolist()], dtype=np.float32)
+    return np.array([known[chunk] for chunk in wanted.tolist()], dtype=np.float32)
 
 
 def _hit(rank: int, score: float, row: Row, matched: tuple[Match, ...]) -> Hit:

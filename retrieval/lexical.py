@@ -1,4 +1,4 @@
-"""Words: what of a text and of a query is looked up, in SQLite's FTS5. Knows no files and no vectors.
+"""Words: what of a text and of a query is looked up, in SQLite's FTS5. Knows no vectors.
 
 FTS5 folds case and accents, cuts at everything that is not a letter or digit, and stems English
 (porter). What it cannot do is added as extra words: overlapping pairs for scripts without spaces,
@@ -25,13 +25,16 @@ UNSPACED = re.compile(  # kana, ideographs, hangul, and their full-width neighbo
 )
 CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 STOP_WORDS = frozenset(
-    "a about above after again against all am an and any are as at be because been before being below "
-    "between both but by can could did do does doing down during each few for from further had has "
-    "have having he her here hers herself him himself his how i if in into is it its itself just me "
-    "more most my myself no nor not now of off on once only or other our ours ourselves out over own "
-    "s same she should so some such t than that the their theirs them themselves then there these "
-    "they this those through to too under until up very was we were what when where which while who "
-    "whom why will with would you your yours yourself yourselves".split()
+    WORD.findall(
+        "a about above after again against all am an and any are as at be because been before "
+        "being below between both but by can could did do does doing down during each few for "
+        "from further had has have having he her here hers herself him himself his how i if in "
+        "into is it its itself just me more most my myself no nor not now of off on once only or "
+        "other our ours ourselves out over own s same she should so some such t than that the "
+        "their theirs them themselves then there these they this those through to too under until "
+        "up very was we were what when where which while who whom why will with would you your "
+        "yours yourself yourselves"
+    )
 )
 
 
@@ -62,10 +65,10 @@ def pieces(text: str) -> Iterator[Piece]:
             yield Piece(text[place : word.end()], place, word.end(), False)
 
 
-def extra(text: str) -> str:
+def added(text: str) -> str:
     """Words to index beside those that FTS5 finds in `text` itself.
 
-    >>> extra("the parseHTTPHeader of 東京都")
+    >>> added("the parseHTTPHeader of 東京都")
     'parse HTTP Header 東京 京都'
     """
     found: list[str] = []
@@ -99,7 +102,7 @@ def clean(text: str) -> str:
 
 
 def terms(query: str) -> list[str]:
-    """What of a query is looked up: words and pairs, each once, stop words left out where others stay.
+    """What of a query is looked up: each once, stop words left out where others stay.
 
     >>> terms("What is the refund policy?"), terms("to be or not to be"), terms('"NEAR(*')
     (['refund', 'policy'], ['to', 'be', 'or', 'not'], ['near'])
@@ -115,7 +118,7 @@ def terms(query: str) -> list[str]:
 
 
 def expression(words: Iterable[str]) -> str:
-    """An FTS5 query for any of the words. They hold letters and digits only, so quoting is enough."""
+    """An FTS5 query for any of the words. They hold letters and digits only: quotes are enough."""
     return " OR ".join(f'"{word}"' for word in words)
 
 
@@ -127,7 +130,7 @@ def create(connection: sqlite3.Connection) -> None:
 
 
 def matching(words: Iterable[str], terms: Iterable[str]) -> dict[str, str]:
-    """Those of `words` that FTS5 takes for one of the terms (stemmed, accents folded), and for which.
+    """Those of `words` that FTS5 takes for a term (stemmed, accents folded), and for which.
 
     >>> matching({"Refunds", "café", "money"}, ["refund", "cafe"])
     {'Refunds': 'refund', 'café': 'cafe'}
@@ -136,7 +139,7 @@ def matching(words: Iterable[str], terms: Iterable[str]) -> dict[str, str]:
     try:
         create(table)
         table.executemany(
-            "INSERT INTO words(body, extra) VALUES (?, ?)", ((w, extra(w)) for w in words)
+            "INSERT INTO words(body, extra) VALUES (?, ?)", ((w, added(w)) for w in words)
         )
         query = "SELECT body FROM words WHERE words MATCH ?"
         return {

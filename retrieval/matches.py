@@ -23,11 +23,11 @@ class Word(NamedTuple):
 def by_meaning(
     encoder: Encoder, query: str, queried: np.ndarray, context: str, text: str, stored: np.ndarray
 ) -> tuple[Match, ...]:
-    """For each word of the query the word of `text` whose vector lies nearest, in the query's order.
+    """For each word of the query, in its order, the word of `text` whose vector lies nearest.
 
-    queried: (Q, dim), the query's vectors; stored: (T, dim), those of the passage, which was encoded
-    as `context`, a line break and `text`. Tokens are merged into whole words; markers, expansion and
-    the context are left out.
+    queried: (Q, dim), the query's vectors; stored: (T, dim), those of the passage, which was
+    encoded as `context`, a line break and `text`. Tokens are merged into whole words; markers,
+    expansion and the context are left out.
     """
     passage = f"{context}\n{text}" if context else text
     shift = len(passage) - len(text)

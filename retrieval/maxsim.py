@@ -1,4 +1,4 @@
-"""MaxSim: for each query token its best document token, summed. Knows arrays; nothing of text or files.
+"""MaxSim: for each query token its best document token, summed. Knows arrays, no files.
 
 score(query, document) = sum over query tokens of max over document tokens of their dot product
 (Khattab and Zaharia 2020, ColBERT, equation 3). Arithmetic is float32 whatever the inputs are.
@@ -7,7 +7,7 @@ score(query, document) = sum over query tokens of max over document tokens of th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from lfm2_mm.errors import BadInput
 if TYPE_CHECKING:
     import torch
 
-# Tokens scored in one go: their similarities to 32 query tokens stay in a core's second-level cache.
+# Tokens scored at once: their similarities to 32 query tokens stay in a core's second-level cache.
 BLOCK_TOKENS = 4096
 
 
@@ -27,25 +27,26 @@ def maxsim(
     offsets: np.ndarray | Sequence[int] | None = None,
     mask: Any = None,
 ) -> Any:
-    """Scores (N,) float32 of N documents: numpy in, numpy out; torch in, torch out (with gradients).
+    """Scores (N,) float32 of N documents: numpy in, numpy out; torch in, torch out, with gradients.
 
     query: (Q, D). documents is one of
       a sequence of N arrays (T_i, D);
-      packed (sum of T_i, D), where `offsets` (N + 1,) says that document i is rows offsets[i]:offsets[i+1];
+      packed (sum of T_i, D), where document i is rows offsets[i]:offsets[i+1]; `offsets` (N + 1,);
       padded (N, T, D), where `mask` (N, T) is True at real tokens (without it all are real).
 
     A document without tokens scores -inf, an empty query 0. NaN, and shapes that do not fit, raise
     BadInput.
 
     >>> query = np.array([[1., 0.]])
-    >>> maxsim(query, np.array([[[-1., 0.], [0., 0.]]]), mask=np.array([[True, False]]))  # pad loses
+    >>> padded, mask = np.array([[[-1., 0.], [0., 0.]]]), np.array([[True, False]])
+    >>> maxsim(query, padded, mask=mask)  # the pad must not win with 0
     array([-1.], dtype=float32)
     >>> maxsim(np.eye(2), [np.eye(2), np.array([[.5, .5]]), np.empty((0, 2))])
     array([  2.,   1., -inf], dtype=float32)
     >>> maxsim(np.eye(2), np.array([[1., 0.], [0., 1.], [.5, .5]]), offsets=[0, 2, 3])
     array([2., 1.], dtype=float32)
     """
-    kernel = _numpy_scores if isinstance(query, np.ndarray) else _torch_scores
+    kernel: Callable[..., Any] = _numpy_scores if isinstance(query, np.ndarray) else _torch_scores
     if query.ndim != 2:
         raise BadInput(f"a query has the shape (tokens, dim); got {tuple(query.shape)}")
     if offsets is None:
@@ -55,14 +56,14 @@ def maxsim(
         _check_offsets(bounds, len(packed))
     if packed.ndim != 2 or packed.shape[1] != query.shape[1]:
         raise BadInput(
-            f"documents have the shape {tuple(packed.shape)}; a query of {query.shape[1]} dimensions "
-            f"needs (tokens, {query.shape[1]})"
+            f"documents have the shape {tuple(packed.shape)}; "
+            f"this query needs (tokens, {query.shape[1]})"
         )
     return kernel(query, packed, bounds)
 
 
 def blocks(bounds: np.ndarray, tokens: int = BLOCK_TOKENS) -> Iterator[tuple[int, int]]:
-    """Runs first:last of documents of at most `tokens` tokens each; a longer document is its own run.
+    """Runs first:last of documents of at most `tokens` tokens; a longer document is its own run.
 
     >>> list(blocks(np.array([0, 3, 5, 5, 30, 31]), tokens=6))
     [(0, 3), (3, 4), (4, 5)]
@@ -87,7 +88,7 @@ def _numpy_scores(query: np.ndarray, packed: np.ndarray, bounds: np.ndarray) -> 
 
 
 def _row_maxima(similarity: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """(N, Q) maxima over the rows of each document. reduceat cannot do empty runs: they are -inf."""
+    """(N, Q) maxima over each document's rows. reduceat cannot do empty runs: they are -inf."""
     best = np.full((len(bounds) - 1, similarity.shape[1]), -np.inf, dtype=np.float32)
     filled = np.flatnonzero(np.diff(bounds))
     if len(filled):

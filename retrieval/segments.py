@@ -1,4 +1,4 @@
-"""Token vectors on disk: written once as a stream, read by memory map, scored exactly. Knows no text.
+"""Token vectors on disk: written as a stream, read by memory map, scored exactly. Knows no text.
 
 A segment is two files: NAME.vectors (rows of one codec, one after the other) and NAME.rows (int64:
 the ids of its passages, ascending, then where the rows of each begin, and the end).
@@ -44,7 +44,7 @@ class Codec(Protocol):
 
 
 class Float16:
-    """Two bytes a dimension. On unit vectors of 128 dimensions a cosine is off by less than 1e-3."""
+    """Two bytes a dimension. A cosine of unit vectors is off by less than 1e-3."""
 
     name = "float16"
 
@@ -237,7 +237,7 @@ def verify(folder: Path, entry: Entry) -> Iterator[Damage]:
 
 
 def sweep(folder: Path, entries: Sequence[Entry]) -> None:
-    """Remove files that no published segment names. A file still mapped on Windows stays till later."""
+    """Remove files that no published segment names; on Windows a mapped one stays till later."""
     named = {name for entry in entries for name in entry.parts}
     if not (folder / SEGMENTS).is_dir():
         return

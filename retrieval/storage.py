@@ -1,4 +1,4 @@
-"""The index folder: its manifest, published by one rename, and the one writer's lock. Knows no text.
+"""The index folder: a manifest published by one rename, a lock for the one writer. Knows no text.
 
 manifest.json is the only truth about which generation exists; docs/index-format.md tells the rest.
 """
@@ -130,8 +130,8 @@ def load(folder: Path) -> Manifest:
         raise _damaged(folder, f"cannot be read ({error})") from error
     if isinstance(version, int) and version > VERSION:
         raise IndexMismatch(
-            f"{folder} has format {version}, made by a newer lfm2-mm; this one reads up to {VERSION}: "
-            "upgrade lfm2-mm, or index again into a new folder"
+            f"{folder} has format {version}, made by a newer lfm2-mm; this one reads up to "
+            f"{VERSION}: upgrade lfm2-mm, or index again into a new folder"
         )
     if seal != _seal(raw):
         raise _damaged(folder, "does not fit its own checksum")
@@ -153,13 +153,13 @@ def require_same(folder: Path, stamp: Stamp, model: Stamped) -> None:
         return
     made, given = stamp.fingerprint[:8], model.fingerprint[:8]
     raise IndexMismatch(
-        f"{folder} was made with {stamp.name} (fingerprint {made}), not with {model.name} as it is now "
-        f"({given}): open it with the model that made it, or index again into a new folder"
+        f"{folder} was made with {stamp.name} (fingerprint {made}), not with {model.name} as it is "
+        f"now ({given}): open it with the model that made it, or index again into a new folder"
     )
 
 
 def publish(folder: Path, manifest: Manifest) -> None:
-    """Make `manifest` the state of the index: durable, and in one step. What it names must be durable."""
+    """Make `manifest` the state of the index, in one step; what it names is durable already."""
     raw = {"format": "lfm2-mm index", "version": VERSION, **asdict(manifest)}
     raw = json.loads(json.dumps(raw))  # tuples become lists: the seal must see what a reader sees
     text = json.dumps({**raw, "seal": _seal(raw)}, indent=1)
@@ -180,7 +180,8 @@ def writing(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise IndexBusy(
-            f"another process is writing to {folder}: try again when it is done (searching works meanwhile)"
+            f"another process is writing to {folder}: try again when it is done; "
+            "searching works meanwhile"
         ) from None
     try:
         yield
@@ -195,7 +196,7 @@ def flush(file: Any) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """New and renamed entries of `folder` are on the disk afterwards (Windows does so by itself)."""
+    """New and renamed entries of `folder` are on the disk afterwards; Windows does so by itself."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The nouns of retrieval: what goes into an index, what a search and a run answer. Knows no files."""
+"""The nouns of retrieval: what a search and a run over an index answer. Knows no files."""
 
 from __future__ import annotations
 

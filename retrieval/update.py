@@ -1,4 +1,4 @@
-"""Files and given texts -> documents for the writer: what is new, changed, unreadable or vanished."""
+"""Files and given texts -> documents for the writer: what is new, changed, unreadable, vanished."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lfm2_mm.errors import BadInput, Unreadable
 from retrieval.catalog import Known, NewChunk
@@ -33,13 +33,12 @@ class Run:
     encoder: Callable[[], Encoder]
     meta: Mapping[str, str]
     tell: Callable[[Progress], None] = lambda progress: None
-    progress: Progress = Progress(0, 0, 0, 0, 0, 0, "")
+    progress: Progress = field(default_factory=lambda: Progress(0, 0, 0, 0, 0, 0, ""))
     unchanged: int = 0
     skipped: list[Skipped] = field(default_factory=list)
 
-    def advance(self, **values: int | str) -> None:
-        tally = self.writer.tally
-        self.progress = replace(self.progress, tokens=tally.tokens, **values)  # type: ignore[arg-type]
+    def advance(self, **values: Any) -> None:
+        self.progress = replace(self.progress, tokens=self.writer.tally.tokens, **values)
         self.tell(self.progress)
 
     def encoded(self, chunks: int) -> None:
@@ -57,12 +56,12 @@ class File:
 
 
 def look(paths: Paths, folder: Path) -> list[File]:
-    """The files in `paths`, but for those of the index itself. Raises BadInput for a missing path."""
+    """The files in `paths` but for the index's own. Raises BadInput for a path that is missing."""
     return [_look(path) for path in find_files(paths, ignore=[folder])]
 
 
 def update(run: Run, files: Sequence[File], roots: Paths, *, prune: bool) -> None:
-    """Bring `files` up to date; with `prune`, forget documents below `roots` that are not among them."""
+    """Bring `files` up to date; with `prune`, forget documents below `roots` that are not there."""
     run.progress = replace(
         run.progress, of_files=len(files), of_bytes=sum(max(0, file.size) for file in files)
     )
@@ -102,19 +101,27 @@ def _bring(run: Run, file: File) -> None:
     writer = run.writer
     known = writer.known(file.source)
     if known and (known.size, known.mtime_ns) == (file.size, file.mtime_ns):
-        return _keep(run, known, file.size, file.mtime_ns)
+        _keep(run, known, file.size, file.mtime_ns)
+        return
     why = writer.catalog.unread(file.source, file.size, file.mtime_ns)
     if why is None:
         try:
-            if known and known.size == file.size and known.sha256 == _settled(file):
-                return _keep(run, known, file.size, file.mtime_ns)
-            document = read(file.path)
-            return _take(run, document, known, _settled(file), file.size, file.mtime_ns)
+            _read(run, file, known)
+            return
         except Unreadable as error:
             why = error.reason + ("; the state indexed before is kept" if known else "")
             if file.size >= 0:
                 writer.skip(file.source, file.size, file.mtime_ns, why)
     run.skipped.append(Skipped(file.source, why))
+
+
+def _read(run: Run, file: File, known: Known | None) -> None:
+    """A file that is new, or was touched since; raises Unreadable."""
+    if known and known.size == file.size and known.sha256 == _settled(file):
+        _keep(run, known, file.size, file.mtime_ns)
+    else:
+        document = read(file.path)
+        _take(run, document, known, _settled(file), file.size, file.mtime_ns)
 
 
 def _take_text(run: Run, source: str, text: str, title: str) -> None:
@@ -124,7 +131,8 @@ def _take_text(run: Run, source: str, text: str, title: str) -> None:
         raise Unreadable(source, f"not proper Unicode: {error.reason}") from None
     known = run.writer.known(source)
     if known and known.sha256 == sha256:
-        return _keep(run, known, None, None)
+        _keep(run, known, None, None)
+        return
     if not text.strip():
         text, title = title, ""
     if not text.strip():
@@ -164,7 +172,7 @@ def _prune(run: Run, roots: Sequence[str], found: set[str]) -> None:
 
 
 def passages(document: Document, encoder: Encoder) -> list[NewChunk]:
-    """A document's passages, each with the titles above it as context where they say something new."""
+    """A document's passages, each with those titles above it that say something new as context."""
     count = lru_cache(maxsize=4096)(encoder.count_tokens)
     room = encoder.document_length // CONTEXT_SHARE
     found = cut(document, encoder.document_length - room, encoder.count_tokens)
@@ -200,8 +208,11 @@ def _settled(file: File) -> str:
 
 def digest(path: Path) -> str:
     """sha256 (hex) of a regular file."""
+    total = hashlib.sha256()
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
 
 
 def nothing_indexed(paths: Paths, skipped: Sequence[Skipped]) -> BadInput:

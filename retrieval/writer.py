@@ -1,7 +1,7 @@
 """Encode documents in batches and publish them, a segment at a time. Knows no files and no formats.
 
-A publication is: vectors durable, then rows committed to SQLite, then the manifest renamed, then what
-it replaced removed. Stopped at any moment, the index is the old or the new one.
+A publication is: vectors durable, then rows committed to SQLite, then the manifest renamed, then
+what it replaced removed. Stopped at any moment, the index is the old or the new one.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Writer:
         self._publish()
 
     def commit_finished(self) -> None:
-        """Publish what is encoded and drop what waits, unless this very publication was interrupted."""
+        """Publish what is encoded, drop what waits; not if this publication was interrupted."""
         if self._publishing:
             return
         self._waiting.clear()
