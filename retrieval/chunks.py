@@ -111,6 +111,7 @@ def passages(
         start = stop
 
 
+SPACE = re.compile(r"\s")
 BLANK = re.compile(r"\s*")
 
 
@@ -148,6 +149,12 @@ def whole_character(text: str, start: int, stop: int) -> int:
     return stop
 
 
+def word_end(text: str, place: int, end: int) -> int:
+    """The end of the word at `place`, if it is near and not beyond `end`; else `place`."""
+    space = SPACE.search(text, place, min(end, place + 24))
+    return space.start() if space else place
+
+
 class Ruler:
     """Finds how far a passage may reach, with few calls of a count that is dear."""
 
@@ -167,11 +174,12 @@ class Ruler:
         good, bad = 0, span + 1  # characters known to fit, and known not to
         guess = min(span, max(1, int(room * self.ratio)))
         for turn in range(40):  # by proportion, then by halves: ample for any limit
+            guess = word_end(text, start + guess, start + bad - 1) - start
             tokens = max(1, self.count(text[start : start + guess]) - self.markers)
             self.ratio = guess / tokens
             if tokens + self.markers <= self.limit:
                 good = guess
-                if good == span or tokens >= 0.95 * room:
+                if good == span or room - tokens <= room // 16:  # near enough
                     break
             else:
                 bad = guess

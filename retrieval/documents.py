@@ -64,15 +64,15 @@ def read(path: str | os.PathLike[str]) -> Document:
     try:
         kind, extract = extract_file(path)
         if not extract.text.strip():
-            raise Refused("no text in it, only blanks")
+            raise Refused("no text in it")
     except Refused as error:
         raise Unreadable(shown(path), str(error)) from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise Unreadable(shown(path), why) from None
-    stem = printable(PurePath(path).stem)
+    name = PurePath(path).name if kind == "code" else PurePath(path).stem
     document = Document(
-        source_of(path), extract.text, kind, extract.title or stem, extract.pages,
+        source_of(path), extract.text, kind, extract.title or printable(name), extract.pages,
         extract.headings, extract.notes,
     )  # fmt: skip
     first = None if extract.title or kind == "code" else next(outline(document), None)

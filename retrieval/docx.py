@@ -13,6 +13,7 @@ from retrieval.extract import Extract, Refused, Writer
 FED = 1 << 16  # bytes given to the parser at a time
 WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, OSError)
 MAX_PART_BYTES = 512 << 20  # of the text part of a .docx, unpacked
 MAX_RATIO = 300  # unpacked to packed: real ones stay below 100
 
@@ -26,7 +27,7 @@ def read_docx(file: BinaryIO) -> Extract:
             if body is None:
                 raise Refused("not a Word document: it holds no word/document.xml")
             return docx_text(body, levels)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise Refused(f"a damaged or truncated Word document ({error})") from None
     except RuntimeError:  # zipfile's word for a part that needs a password
         raise Refused("an encrypted Word document") from None

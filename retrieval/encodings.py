@@ -87,11 +87,15 @@ def decode(data: bytes, declared: str | None = None) -> tuple[str, list[str]]:
         return strictly(data, "utf-8"), []
     text = data.decode("utf-8", "replace")
     bad, foreign = text.count("\ufffd"), len(text) - len(text.encode("ascii", "ignore"))
+    damage = [f"{bad} characters are not valid UTF-8"]
     if bad * 10 < foreign:
-        return text, [f"{bad} characters are not valid UTF-8"]
-    if declared and fits(data, declared):
-        return strictly(data, declared), []
-    return strictly(data, guess(data)), []
+        return text, damage
+    for encoding in filter(None, (declared, guess(data))):
+        if fits(data, encoding):
+            return strictly(data, encoding), []
+    if bad * 100 < len(text):
+        return text, damage
+    raise Undecodable("its text encoding was not recognised; save it as UTF-8")
 
 
 def strictly(data: bytes, encoding: str) -> str:
@@ -112,20 +116,37 @@ def fits(data: bytes, encoding: str) -> bool:
         return False
 
 
-NOT_ASCII_LINE = re.compile(rb"[^\n]{0,500}[\x80-\xff][^\n]{0,500}")
+# The encodings that files without a mark are in, the likelier first: a tie goes to the first.
+LIKELY = ["cp1252", "cp932", "euc_jp", "gb18030", "big5", "cp949", "cp1251", "koi8_r", "cp1250"]
+LIKELY += ["cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp874", "cp437", "mac_roman"]
+CLOSE = 0.1  # of mess (0 to 1) by which a likelier encoding may look worse and still be taken
 
 
-def guess(data: bytes) -> str:
-    """The likeliest encoding by the lines that hold more than ASCII."""
+def guess(data: bytes) -> str | None:
+    """The likeliest encoding by the lines that hold more than ASCII; None if none makes sense."""
     from charset_normalizer import from_bytes
 
-    sample, size = [], 0
-    for found in NOT_ASCII_LINE.finditer(data):
-        sample.append(found.group())
-        size += len(found.group())
-        if size > SNIFFED:
-            break
-    best = from_bytes(b"\n".join(sample)).best()
+    matches = from_bytes(sample(data), cp_isolation=LIKELY)
+    best = matches.best()
     if best is None:
-        raise Undecodable("its text encoding was not recognised; save it as UTF-8")
-    return str(best.encoding)
+        return None
+    as_good = {
+        match.encoding
+        for match in matches
+        if match.coherence >= best.coherence and match.chaos <= best.chaos + CLOSE
+    }
+    return next(name for name in LIKELY if name in as_good)
+
+
+def sample(data: bytes) -> bytes:
+    """Lines with more than ASCII, up to a block of them; a character is not torn at its end."""
+    lines, size = [], 0
+    for found in re.finditer(rb"[^\n]*[\x80-\xff][^\n]*\n?", data):
+        line = found.group()[: SNIFFED - size]
+        lines.append(line)
+        size += len(line)
+        if size >= SNIFFED:
+            whole = re.match(rb"(?s).*[\x00-\x2f]", line)  # not a second byte in any encoding
+            lines[-1] = whole.group() if whole else line
+            break
+    return b"".join(lines)

@@ -6,8 +6,8 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from lfm2_mm.errors import BadInput
 
@@ -79,7 +79,7 @@ def children(folder: str, *, named: bool) -> list[str]:
     return [os.path.join(folder, name) for name in sorted(kept)]
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading. Never waits: a pipe or a device is refused."""
     if os.path.isdir(path):
         os.listdir(path)  # says "permission denied" where that is the reason

@@ -38,6 +38,7 @@ def read_html(text: str, notes: tuple[str, ...] = ()) -> Extract:
     for start in range(0, len(text), FED):
         parser.feed(text[start : start + FED].encode("utf-8", "replace"))
     parser.close()
+    page.out.title = " ".join(page.title.split())[:500]
     return page.out.extract()
 
 
@@ -49,11 +50,12 @@ class HtmlTarget:
         self.skipped = 0  # how many elements around are not for reading
         self.verbatim = 0  # how many <pre> around
         self.titling = False
+        self.title = ""
 
     def start(self, tag: str, attributes: Mapping[str, str]) -> None:
         if tag in SKIPPED:
             self.skipped += 1
-        if tag == "title" and not self.out.title:
+        if tag == "title" and not self.title:
             self.titling = True
         if self.skipped:
             return
@@ -88,7 +90,7 @@ class HtmlTarget:
 
     def data(self, text: str) -> None:
         if self.titling:
-            self.out.title = " ".join((self.out.title + text).split())[:500]
+            self.title += text
         elif self.verbatim and not self.skipped:
             self.out.write(text)
         elif not self.skipped:

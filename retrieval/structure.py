@@ -108,12 +108,13 @@ def outline_rst(text: str) -> Iterator[Heading]:
 
 # Definitions of most languages by their keyword; functions of C's family by the opened brace;
 # sections of ini and toml. A place found wrongly only moves a cut, so no language is parsed.
+# Possessive (the second +) wherever a line could be tried in many ways: that would be quadratic.
 DEFINITION = re.compile(
-    r"^(?P<indent>[ \t]*)(?:"
+    r"^(?P<indent>[ \t]*+)(?:"
     r"(?:(?:export|default|pub(?:\([\w: ]+\))?|public|private|protected|internal|static|final|"
     r"abstract|async|unsafe|const|sealed|data|open|override|inline|virtual|extern|typedef)[ \t]+)*"
     r"(?P<word>class|struct|interface|enum|trait|impl|mod|module|namespace|object|record|union|"
-    r"def|fn|func|function|fun|sub|type)\*?[ \t]+"
+    r"def|fn|func|function|fun|sub|type)\*?(?:[ \t]+|(?=<))"
     r"(?:\([^)\n]{0,80}\)[ \t]*|<[^>\n]{0,80}>[ \t]*)?(?P<name>[A-Za-z_$][\w.:$]*+)"
     r"(?=[ \t]*(?:[({<\[=;,]|\r?$|(?:extends|implements|struct|interface|for|where)\b))"
     r"|(?:export[ \t]+)?(?:const|let|var)[ \t]+(?P<arrow>[\w$]+)[ \t]*=[ \t]*(?:async[ \t]*)?"
@@ -122,8 +123,9 @@ DEFINITION = re.compile(
     r"|(?P<table>\[\[?[\w .:\"'/-]{1,100}\]\]?)[ \t]*\r?$"
     r"|(?!(?:if|else|for|while|do|switch|case|catch|return|with|new|throw|match|when|using|"
     r"try|lock|synchronized|elif|elsif|unless|until)\b)"
-    r"[\w \t:<>,*&~\[\].?@]{0,120}?\b(?P<call>~?[A-Za-z_$][\w$]*)[ \t]*"
-    r"\([^;{}]{0,400}?\)[^;{}()\n=]{0,80}\n?[ \t]*\{"
+    r"(?P<call>[\w \t:<>,*&~\[\].?@$]{1,160}+)"
+    r"\([^;{}()]{0,400}+(?:\([^;{}()]{0,80}+\)[^;{}()]{0,400}+)*+"
+    r"\)[^;{}()\n=]{0,80}+\n?[ \t]*+\{"
     r")",
     re.MULTILINE,
 )
@@ -144,10 +146,15 @@ def outline_code(text: str) -> Iterator[Heading]:
             above.pop()
         if not above[-1][1] if above else indent:
             continue
-        name = next(filter(None, found.group("name", "arrow", "sql", "table", "call")))
         above.append((indent, found["word"] in HOLDS_MEMBERS))
-        yield Heading(lead_in(text, found.start(), floor), len(above), name.strip('[]"`:.'))
+        yield Heading(lead_in(text, found.start(), floor), len(above), defined_name(found))
         floor = found.end()
+
+
+def defined_name(found: re.Match[str]) -> str:
+    if found["call"]:
+        return found["call"].split()[-1].strip("*&")  # after the type and the modifiers
+    return next(filter(None, found.group("name", "arrow", "sql", "table"))).strip('[]"`:.')
 
 
 def lead_in(text: str, start: int, floor: int) -> int:
