@@ -75,7 +75,8 @@ def read(path: str | os.PathLike[str]) -> Document:
         source_of(path), extract.text, kind, extract.title or printable(name), extract.pages,
         extract.headings, extract.notes,
     )  # fmt: skip
-    first = None if extract.title or kind == "code" else next(outline(document), None)
+    titled = not extract.title and kind in ("markdown", "rst")  # by their first heading
+    first = next(outline(document), None) if titled else None
     return replace(document, title=first.title) if first and first.title else document
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -106,6 +107,15 @@ def outline_rst(text: str) -> Iterator[Heading]:
         yield Heading(found.start(), level, title)
 
 
+def outline_csv(text: str) -> Iterator[Heading]:
+    """The column names as one heading over all rows, where the first line looks like names."""
+    line = text[:2000].lstrip().partition("\n")[0].partition("\r")[0]
+    delimiter = max(",;\t|", key=line.count)
+    cells = [cell.strip() for row in csv.reader([line], delimiter=delimiter) for cell in row]
+    if len(cells) > 1 and all(re.search(r"[^\W\d_]", cell) for cell in cells):
+        yield Heading(0, 1, ", ".join(cells)[:200])
+
+
 # Definitions of most languages by their keyword; functions of C's family by the opened brace;
 # sections of ini and toml. A place found wrongly only moves a cut, so no language is parsed.
 # Possessive (the second +) wherever a line could be tried in many ways: that would be quadratic.
@@ -171,4 +181,5 @@ OUTLINES: dict[str, Callable[[str], Iterator[Heading]]] = {
     "markdown": outline_markdown,
     "rst": outline_rst,
     "code": outline_code,
+    "csv": outline_csv,
 }

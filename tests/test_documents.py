@@ -121,21 +121,23 @@ def test_encodings_are_found_also_behind_much_plain_text(tmp_path, encoding, tex
     assert read(written(tmp_path, "a.txt", whole.encode(encoding))).text == whole
 
 
+NOISE = bytes(128 + (n * n * 7 + n) % 128 for n in range(4000))
+
+
 def test_a_few_broken_characters_do_not_spoil_the_rest(tmp_path):
     data = ("größer, schöner, weiter, übermütig. " * 20).encode() + b"\xff end"
     document = read(written(tmp_path, "a.log", data))
     assert document.text.startswith("größer, schöner")
     assert document.text.endswith("\ufffd end")
     assert document.notes == ("1 characters are not valid UTF-8",)
-    ascii_text = b"a plain line of a log\n" * 20
-    document = read(written(tmp_path, "b.log", ascii_text + b"\x81\x8d\x8f\n"))
-    assert document.notes
+    ascii_text = b"a plain line of a log\n" * 900
+    document = read(written(tmp_path, "b.log", ascii_text + NOISE[:100]))
+    assert "not valid UTF-8" in document.notes[0]
     assert document.text.startswith(ascii_text.decode())
 
 
 def test_what_is_in_no_encoding_is_refused(tmp_path):
-    noise = bytes(128 + (n * n * 7 + n) % 128 for n in range(4000))
-    refused(written(tmp_path, "a.txt", noise), "encoding was not recognised")
+    refused(written(tmp_path, "a.txt", NOISE), "encoding was not recognised")
 
 
 @pytest.mark.parametrize(
@@ -330,3 +332,20 @@ def test_csv_rows_are_not_torn_where_they_fit(tmp_path):
     chunks = check(read(written(tmp_path, "a.csv", "\n".join(rows) + "\n")), 60)
     assert len(chunks) > 10
     assert [row for chunk in chunks for row in chunk.text.split("\n")] == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "heading"),
+    [
+        ("a.csv", 'name,"price, net"\nTea,3\nJam,4\n', "name, price, net"),
+        ("a.tsv", "name\tprice\r\nTea\t3\r\n", "name, price"),
+        ("a.csv", "\r\nname,price\rTea,3\rJam,4\r", "name, price"),
+        ("a.csv", "\n;\n", ""),
+        ("a.csv", "Tea,3\nJam,4\n", ""),
+        ("a.csv", "one column\nTea\n", ""),
+    ],
+)
+def test_rows_of_a_table_stand_under_its_column_names(tmp_path, name, text, heading):
+    document = read(written(tmp_path, name, text))
+    assert document.title == "a"
+    assert {chunk.heading for chunk in check(document, 12)} == {heading}
