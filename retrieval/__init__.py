@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from retrieval.encoder import Encoder, fingerprint_of, open_encoder
     from retrieval.evaluate import Evaluation, evaluate
     from retrieval.fusion import Fusion
-    from retrieval.index import Index, open  # noqa: A004
+    from retrieval.index import Index, open
     from retrieval.maxsim import maxsim
     from retrieval.types import Damage, Hit, Info, Match, Progress, Report, Skipped, Source
 

@@ -95,15 +95,16 @@ def evaluate(
         started = time.monotonic()
         runs = dict(_search(opened, queries, mode, fusion, tell))
         seconds = time.monotonic() - started
-    return {
-        **measure(qrels, runs),
+    found: Evaluation = {
+        **measure(qrels, runs),  # type: ignore[typeddict-item]
         "queries": len(queries),
         "documents": report.documents,
         "seconds": {"encode": report.seconds, "search": seconds},
     }
+    return found
 
 
-def measure(qrels: Qrels, runs: dict[str, list[str]]) -> Any:
+def measure(qrels: Qrels, runs: dict[str, list[str]]) -> dict[str, float]:
     """The four averages over the queries of `runs`: the documents found for each, best first."""
     import pytrec_eval
 

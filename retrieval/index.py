@@ -32,7 +32,7 @@ CANDIDATES = 200  # of each of the two rankings that hybrid search joins
 Where = Mapping[str, str]
 
 
-def open(  # noqa: A001  (retrieval.open, as in pathlib or PIL)
+def open(
     path: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] | Encoder | None = None,
