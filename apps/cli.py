@@ -229,6 +229,7 @@ def _about_measures(add: Add) -> None:
     evaluate.add_argument("folder", metavar="DIR", help="corpus.jsonl, queries.jsonl, qrels.tsv")
     _model_flag(evaluate, "nano-colbert", "the encoder (default nano-colbert)")
     evaluate.add_argument("--mode", choices=MODES, default="hybrid")
+    evaluate.add_argument("--index", metavar="DIR", help="keep the index here for another run")
     bench = add("bench", "apps.verbs.measures:bench", "measure speed on this machine")
     bench.add_argument("what", nargs="?", choices=("chat", "retrieval"), help="default: both")
     bench.add_argument(

@@ -15,6 +15,7 @@ from pathlib import Path
 from apps.screen import Screen, plain, size
 
 EXTRAS = {
+    "gradio": "serves the search page (`lfm2-mm demo`)",
     "pylate": "opens other late-interaction checkpoints (BERT, ModernBERT)",
     "pytest": "runs the tests",
     "playwright": "runs the browser tests",
@@ -141,8 +142,7 @@ def _device(device: str, dtype: str) -> str:
     from lfm2_mm.device import choose
 
     chosen = choose(device, dtype)
-    what = f"{chosen.device}, {chosen.dtype}, {chosen.threads} threads, kernels {chosen.kernels}"
-    return f"{what}: {chosen.reason}"
+    return f"{chosen.device}, {chosen.weights}, {chosen.threads} threads: {chosen.reason}"
 
 
 def _checkpoints() -> str:

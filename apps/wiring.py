@@ -9,6 +9,7 @@ from lfm2_mm.errors import NotAvailable
 
 if TYPE_CHECKING:
     from lfm2_mm.engine import Engine
+    from retrieval.encoder import Encoder
     from retrieval.index import Index
 
 SUGGESTED_CHAT = "LFM2-350M"  # the smallest published one
@@ -25,6 +26,15 @@ def open_index(args: Namespace, *, create: bool = False) -> Index:
         device=args.device,
         dtype=args.dtype,
         offline=args.offline,
+    )
+
+
+def open_encoder(args: Namespace) -> Encoder:
+    """The late-interaction encoder of `--model`."""
+    from retrieval import encoder
+
+    return encoder.open_encoder(
+        args.model, device=args.device, dtype=args.dtype, offline=args.offline
     )
 
 

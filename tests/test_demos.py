@@ -6,7 +6,6 @@ import importlib
 import pkgutil
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,8 +15,9 @@ import pytest
 
 import apps.demos
 from apps.demos import library, markup, search
-from apps.demos.shelf import LIBRARY, UPLOADS, Settings, Shelf, conditions
+from apps.demos.shelf import LIBRARY, UPLOADS, Shelf, conditions
 from lfm2_mm.errors import BadInput
+from retrieval.encoder import Encoder, open_encoder
 from retrieval.types import Hit, Match
 from tests import tiny
 from tests.browser import Visit, chromium
@@ -26,20 +26,20 @@ HOSTILE = "<img src=x onerror=document.title='owned'> ${document.title='owned'} 
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     folder = tiny.colbert_folder(tmp_path_factory.mktemp("model") / "tiny")
-    return Settings(model=str(folder), device="cpu", dtype="fp32", offline=True)
+    return open_encoder(folder, device="cpu", dtype="fp32")
 
 
 @pytest.fixture
-def shelf(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
+def shelf(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
     """A shelf whose library is two short texts: the installed packages would take a while."""
     texts = [
         ("docs/refunds.md", "A refund takes five days.", "refunds"),
         ("package/bread", "Bread needs flour, water and an oven.", "bread"),
     ]
     monkeypatch.setattr(library, "texts", lambda: iter(texts))
-    with closing(Shelf(tmp_path, settings)) as made:
+    with closing(Shelf(tmp_path, encoder)) as made:
         yield made
 
 
@@ -69,18 +69,15 @@ def test_every_page_builds(name: str, shelf: Shelf) -> None:
 
 @pytest.mark.browser
 def test_upload_search_open_delete(address: str, tmp_path: Path) -> None:
-    refunds, bread = (
-        tmp_path / "refunds.txt",
-        tmp_path / f"bread {HOSTILE[:20]!r}.md".replace("/", ""),
-    )
+    refunds, bread = tmp_path / "refunds.txt", tmp_path / "<img src=x>{{bread}}.md"
     refunds.write_text("Opening hours are on the door.\n\n" * 40 + "Refunds: ask for the form.\n")
     bread.write_text(f"# Bread\n\nFlour, water, an oven. {HOSTILE}\n")
     with chromium() as visit:
         page = visit.page
         page.goto(address)
         page.set_input_files("#shelf input[type=file]", [refunds, bread])
+        page.wait_for_function("document.querySelector('#told').innerText.includes('2 added')")
         page.wait_for_function("document.querySelectorAll('#documents li').length == 2")
-        assert "2 added" in page.inner_text("#told")
 
         ask(visit, "refunds form")
         first = page.locator(".hit").first
@@ -93,7 +90,7 @@ def test_upload_search_open_delete(address: str, tmp_path: Path) -> None:
         assert "Opening hours" in page.inner_text("#source pre")
         page.wait_for_function(IN_VIEW)
 
-        ask(visit, "flour oven")
+        ask(visit, "onerror title")
         assert "onerror" in page.locator("#results").inner_text()  # shown as text, not run
         page.locator("#documents .delete").first.click()
         page.wait_for_function("document.querySelectorAll('#documents li').length == 1")
@@ -119,9 +116,8 @@ def ask(visit: Visit, query: str) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_ready_at_once_and_nothing_is_asked_of_other_machines(address: str, scheme: str) -> None:
-    with chromium(color_scheme=scheme) as visit:
+def test_ready_at_once_also_in_the_dark(address: str) -> None:
+    with chromium(color_scheme="dark") as visit:
         page = visit.page
         page.goto(address)
         page.wait_for_function("document.querySelectorAll('#documents li').length == 2")
@@ -139,7 +135,7 @@ def test_the_library_is_searched_and_read_at_the_place(shelf: Shelf) -> None:
     shelf.prepare()
     assert shelf.preparing == ""
     (hit,) = shelf.search(LIBRARY, "refund", 3, "lexical")
-    assert shelf.text(LIBRARY, hit)[hit.start : hit.end] == hit.text
+    assert shelf.index(LIBRARY).text(hit.document)[hit.start : hit.end] == hit.text
     assert shelf.search(LIBRARY, "refund", 3, "lexical", "package/*") == []
 
 
@@ -147,32 +143,27 @@ def test_what_is_no_longer_installed_goes(shelf: Shelf, monkeypatch: pytest.Monk
     shelf.prepare()
     texts = [("docs/refunds.md", "A refund takes six days.", "refunds")]
     monkeypatch.setattr(library, "texts", lambda: iter(texts))
-    old = shelf.search(LIBRARY, "refund", 1, "lexical")
     shelf.prepare()
     sources, info = shelf.contents(LIBRARY)
     assert [source.source for source in sources] == ["docs/refunds.md"] and info.documents == 1
-    with pytest.raises(BadInput, match="has changed"):
-        shelf.text(LIBRARY, old[0])
 
 
 def test_a_library_of_another_model_is_made_anew(
-    shelf: Shelf, settings: Settings, tmp_path: Path
+    shelf: Shelf, encoder: Encoder, tmp_path: Path
 ) -> None:
     shelf.prepare()
-    assert settings.model is not None
-    other = tiny.colbert_folder(tmp_path / "other", seed=1)
-    for file in other.rglob("*"):
-        if file.is_file():
-            place = Path(settings.model) / file.relative_to(other)
-            place.write_bytes(file.read_bytes())
-    shelf.prepare()
-    assert shelf.preparing == "" and shelf.contents(LIBRARY)[1].documents == 2
+    other = open_encoder(tiny.colbert_folder(tmp_path / "other", seed=1), dtype="fp32")
+    other.name = encoder.name  # the checkpoint's files were replaced by others
+    with closing(Shelf(tmp_path, other)) as again:
+        assert again.contents(LIBRARY)[1].documents == 0
+        again.prepare()
+        assert again.preparing == "" and again.contents(LIBRARY)[1].documents == 2
 
 
 def test_uploads_replace_their_namesakes_and_go_with_the_shelf(
-    tmp_path: Path, settings: Settings
+    tmp_path: Path, encoder: Encoder
 ) -> None:
-    with closing(Shelf(tmp_path / "home", settings)) as shelf:
+    with closing(Shelf(tmp_path / "home", encoder)) as shelf:
         file = tmp_path / "a.txt"
         for text, expected in (("first words", (1, 0)), ("second words, more", (0, 1))):
             file.write_text(text)
@@ -187,18 +178,18 @@ def test_uploads_replace_their_namesakes_and_go_with_the_shelf(
     assert not shelf.temporary.exists()
 
 
-def test_an_index_given_is_shown_by_its_name(tmp_path: Path, settings: Settings) -> None:
+def test_an_index_given_is_shown_by_its_name(tmp_path: Path, encoder: Encoder) -> None:
     import retrieval
 
     (tmp_path / "a.txt").write_text("words")
     for name in ("one.index", "two.index"):
-        with retrieval.open(tmp_path / "all" / name, model=settings.model, create=True) as index:
+        with retrieval.open(tmp_path / "all" / name, model=encoder, create=True) as index:
             index.update([tmp_path / "a.txt"])
-    with closing(Shelf(tmp_path, settings, tmp_path / "all")) as shelf:
-        assert list(shelf.places) == [LIBRARY, UPLOADS, "one.index", "two.index"]
+    with closing(Shelf(tmp_path, encoder, tmp_path / "all")) as shelf:
+        assert list(shelf.indexes) == [LIBRARY, UPLOADS, "one.index", "two.index"]
         assert shelf.contents("two.index")[1].documents == 1
-    with closing(Shelf(tmp_path, settings, tmp_path / "all" / "one.index")) as shelf:
-        assert list(shelf.places)[2:] == ["one.index"]
+    with closing(Shelf(tmp_path, encoder, tmp_path / "all" / "one.index")) as shelf:
+        assert list(shelf.indexes)[2:] == ["one.index"]
 
 
 def test_filters_as_a_person_types_them() -> None:
@@ -219,6 +210,10 @@ def test_the_library_knows_what_is_installed() -> None:
 # ---- the markup -----------------------------------------------------------------------------
 
 
+OURS = {"article", "b", "button", "div", "header", "i", "li", "mark", "p", "pre", "small", "span"}
+OURS |= {"ul"}
+
+
 def hit_of(text: str, *matches: Match, **more: object) -> Hit:
     fields = {"rank": 1, "score": 2.0, "id": 1, "document": 1, "source": HOSTILE, "start": 0}
     fields |= {"end": len(text), "text": text, "page": None, "heading": HOSTILE, "matches": matches}
@@ -236,7 +231,7 @@ def test_nothing_hostile_reaches_the_page() -> None:
     for page in made:
         assert "<img" not in page and "${" not in page and "{{" not in page and "`" not in page
         tags = set(re.findall(r"<(\w+)", page))
-        assert tags <= set("article header span button i b div p mark pre ul li small".split())
+        assert tags <= OURS
 
 
 def test_words_are_marked_by_strength_and_once() -> None:
@@ -275,6 +270,6 @@ def test_a_port_that_is_taken_is_told(shelf: Shelf, address: str) -> None:
 def test_the_library_says_how_far_it_is(shelf: Shelf) -> None:
     seen: list[str] = []
     tell = shelf._tell
-    shelf._tell = lambda step: (tell(step), seen.append(shelf.preparing), time.sleep(0))  # type: ignore
+    shelf._tell = lambda step: seen.append(tell(step) or shelf.preparing)  # type: ignore
     shelf.prepare()
-    assert seen and all(re.fullmatch(r"indexing \d+ of 2 documents", line) for line in seen)
+    assert seen[-1] == "Indexing: 2 documents, 2 passages so far"

@@ -37,7 +37,6 @@ def project_files() -> list[Path]:
 def description(distribution: Distribution) -> str:
     """The long description: the body of the metadata, or the Description field of old ones."""
     metadata = distribution.metadata
-    text = metadata.get_payload() if hasattr(metadata, "get_payload") else ""
-    return (text if isinstance(text, str) else "").strip() or metadata.get(
-        "Description", ""
-    ).strip()
+    body = getattr(metadata, "get_payload", str)()
+    field = metadata["Description"]  # None where there is no such field
+    return (body if isinstance(body, str) else "").strip() or str(field or "").strip()

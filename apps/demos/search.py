@@ -18,9 +18,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr
 
 from apps.demos import markup
-from apps.demos.shelf import LIBRARY, MOST_BYTES, UPLOADS, Settings, Shelf
+from apps.demos.shelf import LIBRARY, MOST_BYTES, UPLOADS, Shelf
 from lfm2_mm import checkpoint
 from lfm2_mm.errors import BadInput, LfmError
+from retrieval.encoder import Encoder
 
 # At run time too: gradio reads the annotations.
 from retrieval.types import Hit, Mode, Progress, Report
@@ -82,7 +83,7 @@ class Page:
             return gr.skip(), gr.skip()
         hit = hits[number]
         try:
-            text = self.shelf.text(name, hit)
+            text = self.shelf.index(name).text(hit.document)
         except LfmError as error:
             return gr.Column(visible=True), markup.note(str(error))
         return gr.Column(visible=True), markup.source(self.shelf.shown(hit.source), text, hit)
@@ -146,7 +147,7 @@ def build(shelf: Shelf) -> gr.Blocks:
         gr.HTML(TITLE, elem_id="title")
         with gr.Row(elem_id="page"):
             with gr.Column(scale=0, min_width=310, elem_id="shelf"):
-                name = gr.Dropdown(list(shelf.places), value=LIBRARY, label="Collection")
+                name = gr.Dropdown(list(shelf.indexes), value=LIBRARY, label="Collection")
                 files = gr.Files(label="Add files", height=130)
                 told = gr.HTML(elem_id="told")
                 documents = gr.HTML(js_on_load=ON_DOCUMENT, elem_id="documents")
@@ -231,7 +232,7 @@ def launch(blocks: gr.Blocks, shelf: Shelf, *, host: str, port: int) -> str:
 
 
 def serve(
-    settings: Settings,
+    encoder: Encoder,
     *,
     host: str,
     port: int,
@@ -240,7 +241,7 @@ def serve(
     tell: Callable[[str], None],
 ) -> None:
     """Serve the page until Ctrl-C. The library is brought up to date while it serves."""
-    with closing(Shelf(checkpoint.settings().home, settings, index)) as shelf:
+    with closing(Shelf(checkpoint.settings().home, encoder, index)) as shelf:
         blocks = build(shelf)
         address = launch(blocks, shelf, host=host, port=port)
         tell(f"search page on {address} (Ctrl-C stops it)")

@@ -7,19 +7,17 @@ import shlex
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import retrieval
 from apps.demos import library
-from lfm2_mm.errors import BadInput, IndexDamaged, IndexMismatch, LfmError
-from retrieval import documents
+from lfm2_mm.errors import BadInput, IndexDamaged, IndexMismatch, IndexMissing, LfmError
 
 if TYPE_CHECKING:
+    from retrieval.encoder import Encoder
     from retrieval.index import Index
-
     from retrieval.types import Hit, Info, Mode, Progress, Report, Source
 
 LIBRARY = "Project and packages"
@@ -28,75 +26,54 @@ MOST_FILES = 200  # of one upload
 MOST_BYTES = 50_000_000  # of one uploaded file
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How the indexes are opened."""
-
-    model: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    offline: bool = False
-
-
 class Shelf:
-    """Named indexes. The uploads live in a temporary folder that goes with this object."""
+    """Named indexes over one encoder. The uploads live in a temporary folder and go with it."""
 
-    def __init__(self, home: Path, settings: Settings, extra: Path | None = None) -> None:
-        self.settings = settings
+    def __init__(self, home: Path, encoder: Encoder, extra: Path | None = None) -> None:
+        """`home` keeps the library from one start to the next; `extra` is an index, or holds some.
+
+        Raises IndexMissing where `extra` is neither.
+        """
         self.temporary = Path(tempfile.mkdtemp(prefix="lfm2-mm-"))
         self.files = self.temporary / "files"
         self.files.mkdir()
-        made_by = re.sub(r"[^\w.-]+", "-", settings.model or "default")
-        self.places = {
-            LIBRARY: home / f"library-{made_by}.index",
-            UPLOADS: self.temporary / "uploads.index",
+        made_by = re.sub(r"[^\w.-]+", "-", encoder.name)
+        self.indexes = {
+            LIBRARY: _own(home / f"library-{made_by}.index", encoder),
+            UPLOADS: _own(self.temporary / "uploads.index", encoder),
         }
-        self.places |= {folder.name: folder for folder in _indexes(extra)}
-        self.writing = threading.Lock()  # uploads and deletions of one page, one after the other
+        for folder in _indexes(extra) if extra else ():
+            self.indexes[folder.name] = _given(folder, encoder)
+        self.changing = threading.Lock()  # an index has one writer; a second one waits here
         self.preparing = ""  # what the library still waits for; empty when it is ready
 
     def close(self) -> None:
+        for index in self.indexes.values():
+            index.close()
         shutil.rmtree(self.temporary, ignore_errors=True)
 
-    def open(self, name: str) -> Index:
-        """The index of a collection; the page's own two are made when missing."""
-        if name not in self.places:
-            raise BadInput(f"no collection {name!r}; there are {', '.join(self.places)}")
-        mine = name in (LIBRARY, UPLOADS)
-        # An index that was made before keeps its model; only a new one takes the page's.
-        return retrieval.open(
-            self.places[name],
-            model=self.settings.model if mine else None,
-            create=mine,
-            device=self.settings.device,
-            dtype=self.settings.dtype,
-            offline=self.settings.offline,
-        )
+    def index(self, name: str) -> Index:
+        if name not in self.indexes:
+            raise BadInput(f"no collection {name!r}; there are {', '.join(self.indexes)}")
+        return self.indexes[name]
 
     def prepare(self) -> None:
         """Bring the library up to date with what is installed; only what changed is encoded."""
-        self.preparing = "reading the installed packages"
+        self.preparing = "Reading the installed packages"
+        index = self.indexes[LIBRARY]
         try:
-            try:
-                self._prepare()
-            except (IndexMismatch, IndexDamaged):
-                # Only a copy of what is installed: made anew for another model or format.
-                shutil.rmtree(self.places[LIBRARY])
-                self._prepare()
+            with self.changing:
+                texts = list(library.texts())
+                wanted = {source for source, _, _ in texts}
+                for gone in {document.source for document in index.sources()} - wanted:
+                    index.delete(gone)
+                index.add_texts(texts, progress=self._tell)
             self.preparing = ""
         except LfmError as error:
-            self.preparing = f"the library could not be indexed: {error}"
-
-    def _prepare(self) -> None:
-        with self.writing, self.open(LIBRARY) as index:
-            texts = list(library.texts())
-            wanted = {source for source, _, _ in texts}
-            for gone in {document.source for document in index.sources()} - wanted:
-                index.delete(gone)
-            index.add_texts(texts, progress=self._tell)
+            self.preparing = f"The library could not be indexed: {error}"
 
     def _tell(self, step: Progress) -> None:
-        self.preparing = f"indexing {step.files} of {step.of_files} documents"
+        self.preparing = f"Indexing: {step.files} documents, {step.chunks:,} passages so far"
 
     def upload(
         self, paths: Sequence[str], progress: Callable[[Progress], None] | None = None
@@ -104,35 +81,21 @@ class Shelf:
         """Take files in; one of a name that is there already replaces it."""
         if len(paths) > MOST_FILES:
             raise BadInput(f"{len(paths)} files at once; at most {MOST_FILES} are taken")
-        kept = [shutil.copy2(path, self.files / Path(path).name) for path in paths]
-        with self.writing, self.open(UPLOADS) as index:
-            return index.update(kept, progress=progress)
+        kept = [shutil.copy(path, self.files / Path(path).name) for path in paths]
+        with self.changing:
+            return self.indexes[UPLOADS].update(kept, progress=progress)
 
     def search(self, name: str, query: str, k: int, mode: Mode, narrow: str = "") -> list[Hit]:
         """Hits of a collection; `narrow` as in `conditions`."""
-        where = conditions(narrow)
-        with self.open(name) as index:
-            return index.search(query, k=k, mode=mode, where=where or None)
+        return self.index(name).search(query, k=k, mode=mode, where=conditions(narrow))
 
     def contents(self, name: str) -> tuple[list[Source], Info]:
         """The documents of a collection and what it holds."""
-        with self.open(name) as index:
-            return sorted(index.sources(), key=lambda source: source.source), index.info()
-
-    def text(self, name: str, hit: Hit) -> str:
-        """The whole document of a hit. Raises BadInput where it is no longer the one indexed."""
-        if name == LIBRARY:
-            texts = (text for source, text, _ in library.texts() if source == hit.source)
-            found = next(texts, "")
-        else:
-            found = documents.read(Path(hit.source)).text
-        if found[hit.start : hit.end] != hit.text:
-            raise BadInput(f"{hit.source} has changed since it was indexed: index it again")
-        return found
+        return self.index(name).sources(), self.index(name).info()
 
     def delete(self, name: str, source: str) -> None:
-        with self.writing, self.open(name) as index:
-            index.delete(source)
+        with self.changing:
+            self.index(name).delete(source)
         if name == UPLOADS:
             Path(source).unlink(missing_ok=True)
 
@@ -148,17 +111,44 @@ def conditions(text: str) -> dict[str, str]:
         words = shlex.split(text)
     except ValueError as error:
         raise BadInput(f"the filter {text!r} cannot be read: {error}") from error
-    found = {}
+    found: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         found |= {key: value} if equals else {"source": word}
     return found
 
 
-def _indexes(folder: Path | None) -> list[Path]:
+def _own(folder: Path, encoder: Encoder) -> Index:
+    """An index that can be made again from what it was made of: a stale or damaged one goes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return retrieval.open(folder, model=encoder, create=True)
+    except (IndexMismatch, IndexDamaged):
+        shutil.rmtree(folder)
+        return retrieval.open(folder, model=encoder, create=True)
+
+
+def _given(folder: Path, encoder: Encoder) -> Index:
+    """An index of the user's: made with our encoder, or opened with its own."""
+    try:
+        return retrieval.open(folder, model=encoder)
+    except IndexMismatch:
+        return retrieval.open(folder)
+
+
+def _indexes(folder: Path) -> Iterator[Path]:
     """`folder`, if it is an index; else the indexes in it."""
-    if folder is None:
-        return []
-    if retrieval.is_index(folder):
-        return [folder]
-    return [inner for inner in sorted(folder.glob("*")) if retrieval.is_index(inner)]
+    found = [one for one in (folder, *sorted(folder.glob("*/"))) if _is_index(one)]
+    if not found:
+        raise IndexMissing(
+            f"{folder} is no index and holds none; `lfm2-mm index PATH --index {folder}` makes one"
+        )
+    yield from found[:1] if found[0] == folder else found
+
+
+def _is_index(folder: Path) -> bool:
+    try:
+        retrieval.open(folder).close()
+    except (IndexMissing, BadInput):
+        return False
+    return True

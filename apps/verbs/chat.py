@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from apps import wiring
 from apps.screen import Screen
 from lfm2_mm.errors import LfmError
-from lfm2_mm.types import Done, Message, Sampling, TextDelta
+from lfm2_mm.types import Done, Event, Message, Sampling, TextDelta
 
 if TYPE_CHECKING:
     from lfm2_mm.engine import Engine
@@ -71,7 +71,8 @@ def reply(
 ) -> Done:
     """Stream one reply, every piece of text to `hear`; returns how it ended."""
     done = Done("cancelled")
-    with closing(engine.stream(messages, sampling)) as stream:
+    replying = cast("Generator[Event, None, None]", engine.stream(messages, sampling))
+    with closing(replying) as stream:  # Ctrl-C stops the engine's work at once
         for event in stream:
             if isinstance(event, TextDelta):
                 hear(event.text)

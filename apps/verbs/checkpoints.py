@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import Any
 
 from apps.screen import Screen, plain, size, table
 from lfm2_mm import checkpoint, registry
@@ -12,7 +13,7 @@ from lfm2_mm.hub import Plan
 def models(args: Namespace, screen: Screen) -> None:
     """List the known checkpoints and where each one is."""
     here = {entry.name for entry in checkpoint.cached()}
-    records = [
+    records: list[dict[str, Any]] = [
         {
             "name": known.name,
             "kind": known.kind,

@@ -59,7 +59,7 @@ def _hit_lines(hits: Sequence[Hit], screen: Screen) -> Iterator[str]:
         place = f", page {hit.page}" if hit.page is not None else ""
         heading = f"  {plain(hit.heading)}" if hit.heading else ""
         source = screen.mark(plain(hit.source))
-        yield f"{hit.rank:3d}  {hit.score:7.3f}  {source}{place}, {hit.start}-{hit.end}{heading}"
+        yield f"{hit.rank:3d}  {hit.score:8.4g}  {source}{place}, {hit.start}-{hit.end}{heading}"
         yield f"     {marked(hit.text, hit.matches, screen)}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from apps.screen import Screen, table
@@ -19,13 +18,13 @@ def evaluate(args: Namespace, screen: Screen) -> None:
             args.folder,
             model=args.model,
             mode=args.mode,
+            index=args.index,
             device=args.device,
             dtype=args.dtype,
             offline=args.offline,
             progress=tell,
         )
-    record: dict[str, Any] = asdict(found) if is_dataclass(found) else dict(found)
-    screen.result(record, [f"{key.ljust(12)} {shown(value)}" for key, value in record.items()])
+    screen.result(found, [f"{key.ljust(12)} {shown(value)}" for key, value in found.items()])
 
 
 def bench(args: Namespace, screen: Screen) -> None:
