@@ -1,0 +1,39 @@
+"""The public names, written down: a change of them is a decision, not an accident."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+PUBLIC = {
+    "lfm2_mm": """
+        Audio AudioChunk Done Image LfmError Message Sampling Text TextDelta Usage __version__
+    """,
+    "retrieval": """
+        Damage Encoder Evaluation Fusion Hit Index Info Match Progress Report Skipped Source
+        evaluate fingerprint_of maxsim open open_encoder
+    """,
+}
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names_are_those_written_here(package: str) -> None:
+    module = import_module(package)
+    assert sorted(module.__all__) == sorted(PUBLIC[package].split())
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names_explain_themselves(package: str) -> None:
+    module = import_module(package)
+    silent = [n for n in module.__all__ if n[0] != "_" and not getattr(module, n).__doc__]
+    assert not silent
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    import retrieval
+
+    with pytest.raises(AttributeError, match="no attribute 'opne'"):
+        retrieval.opne  # noqa: B018
