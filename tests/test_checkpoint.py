@@ -68,7 +68,11 @@ def test_a_registered_name_is_not_taken_by_an_unrelated_folder(
 @pytest.mark.parametrize(
     "name", ["../x", "a\nb", "", "\0", "x" * 9_999, "~nobody/x/y", "LFM2-360M"]
 )
-def test_hostile_and_mistyped_names_are_unknown(name: str) -> None:
+def test_hostile_and_mistyped_names_are_unknown(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(UnknownCheckpoint):
         checkpoint.locate(name)
 
