@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -47,10 +47,8 @@ def shelf(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> 
 def address(shelf: Shelf) -> Iterator[str]:
     """The page, served; its library is being prepared as in the real thing."""
     blocks = search.build(shelf)
-    worker = threading.Thread(target=shelf.prepare)
-    worker.start()
+    shelf.start()
     yield search.launch(blocks, shelf, host="127.0.0.1", port=0)
-    worker.join()
     blocks.close(verbose=False)
 
 
@@ -265,6 +263,22 @@ def test_a_port_that_is_taken_is_told(shelf: Shelf, address: str) -> None:
     port = int(address.rstrip("/").rsplit(":", 1)[1])
     with pytest.raises(BadInput, match="--port"):
         search.launch(search.build(shelf), shelf, host="127.0.0.1", port=port)
+
+
+def test_closing_stops_the_preparation_and_keeps_what_was_done(
+    shelf: Shelf, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [(f"package/{i}", f"package number {i} bakes bread. " * 20, str(i)) for i in range(3000)]
+    monkeypatch.setattr(library, "texts", lambda: iter(many))
+    shelf.start()
+    while "so far" not in shelf.preparing:
+        assert shelf._worker.is_alive()
+        time.sleep(0.01)
+    shelf.close()
+    assert not shelf._worker.is_alive() and "goes on from here" in shelf.preparing
+    with closing(Shelf(tmp_path, encoder)) as again:
+        assert again.index(LIBRARY).check() == []
+        assert again.contents(LIBRARY)[1].documents < 3000
 
 
 def test_the_library_says_how_far_it_is(shelf: Shelf) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 import webbrowser
 from collections.abc import Callable
@@ -101,7 +100,7 @@ class Page:
             return markup.note(str(error))
         rows = [(s.source, self.shelf.shown(s.source), s.chunks) for s in sources]
         held = f"{info.documents:,} documents, {info.chunks:,} passages, {info.tokens:,} tokens"
-        made = f", encoded by {info.model}" if info.model else ""
+        made = f", encoded by {Path(info.model).name}" if info.model else ""
         growing = self.shelf.preparing if name == LIBRARY else ""
         return markup.note(growing) + markup.note(held + made) + markup.documents(rows)
 
@@ -245,7 +244,7 @@ def serve(
         blocks = build(shelf)
         address = launch(blocks, shelf, host=host, port=port)
         tell(f"search page on {address} (Ctrl-C stops it)")
-        threading.Thread(target=shelf.prepare, daemon=True).start()
+        shelf.start()
         if browser:
             show(address)
         try:

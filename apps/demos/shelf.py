@@ -26,6 +26,10 @@ MOST_FILES = 200  # of one upload
 MOST_BYTES = 50_000_000  # of one uploaded file
 
 
+class Closing(LfmError):
+    """Stops the work on the library when the page is closed."""
+
+
 class Shelf:
     """Named indexes over one encoder. The uploads live in a temporary folder and go with it."""
 
@@ -44,10 +48,20 @@ class Shelf:
         }
         for folder in _indexes(extra) if extra else ():
             self.indexes[folder.name] = _given(folder, encoder)
-        self.changing = threading.Lock()  # an index has one writer; a second one waits here
+        # An index has one writer; a second one waits here.
+        self.changing = {name: threading.Lock() for name in self.indexes}
         self.preparing = ""  # what the library still waits for; empty when it is ready
+        self._closing = threading.Event()
+        self._worker = threading.Thread(target=self.prepare)
+
+    def start(self) -> None:
+        """Prepare the library in the background."""
+        self._worker.start()
 
     def close(self) -> None:
+        self._closing.set()
+        if self._worker.is_alive():
+            self._worker.join()
         for index in self.indexes.values():
             index.close()
         shutil.rmtree(self.temporary, ignore_errors=True)
@@ -62,7 +76,7 @@ class Shelf:
         self.preparing = "Reading the installed packages"
         index = self.indexes[LIBRARY]
         try:
-            with self.changing:
+            with self.changing[LIBRARY]:
                 texts = list(library.texts())
                 wanted = {source for source, _, _ in texts}
                 for gone in {document.source for document in index.sources()} - wanted:
@@ -73,6 +87,8 @@ class Shelf:
             self.preparing = f"The library could not be indexed: {error}"
 
     def _tell(self, step: Progress) -> None:
+        if self._closing.is_set():
+            raise Closing("the page was closed; the next start goes on from here")
         self.preparing = f"Indexing: {step.files} documents, {step.chunks:,} passages so far"
 
     def upload(
@@ -82,7 +98,7 @@ class Shelf:
         if len(paths) > MOST_FILES:
             raise BadInput(f"{len(paths)} files at once; at most {MOST_FILES} are taken")
         kept = [shutil.copy(path, self.files / Path(path).name) for path in paths]
-        with self.changing:
+        with self.changing[UPLOADS]:
             return self.indexes[UPLOADS].update(kept, progress=progress)
 
     def search(self, name: str, query: str, k: int, mode: Mode, narrow: str = "") -> list[Hit]:
@@ -94,8 +110,9 @@ class Shelf:
         return self.index(name).sources(), self.index(name).info()
 
     def delete(self, name: str, source: str) -> None:
-        with self.changing:
-            self.index(name).delete(source)
+        index = self.index(name)
+        with self.changing[name]:
+            index.delete(source)
         if name == UPLOADS:
             Path(source).unlink(missing_ok=True)
 
