@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,77 @@ import numpy as np
 Row = dict[str, Any]
 DIM = 128
 REPEATS = 7
+
+
+def bench_chat(
+    shape: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    prefills: tuple[int, ...] = (128, 1024, 4096),
+    contexts: tuple[int, ...] = (128, 1024, 4096),
+    decoded: int = 32,
+) -> Iterator[Row]:
+    """Reading prompts and writing tokens at the shape of a published checkpoint, random weights.
+
+    One record a row: what ("prefill" or "decode"), size (tokens read, or tokens in the context),
+    ms a token, and tokens per_s.
+    """
+    from lfm2_mm.device import choose
+    from lfm2_mm.shapes import find_shape, random_backbone
+
+    config = find_shape(shape)
+    choice = choose(device, dtype)
+    backbone = random_backbone(config, choice)
+    run = BackboneRun(backbone)
+    common = {"model": f"{shape} {choice.weights}"}
+    for size in prefills:
+        run.prefill(min(size, 64))
+        seconds = min(timed(partial(run.prefill, size)) for _ in range(2))
+        yield {"what": "prefill", **common, "size": size,
+               "ms": 1e3 * seconds / size, "per_s": size / seconds}  # fmt: skip
+    for size in contexts:
+        run.prefill(size)
+        run.decode(4)
+        seconds = timed(partial(run.decode, decoded)) / decoded
+        yield {"what": "decode", **common, "size": size,
+               "ms": 1e3 * seconds, "per_s": 1 / seconds}  # fmt: skip
+
+
+class BackboneRun:
+    """Drives a backbone as the engine does, with random ids and greedy choice."""
+
+    def __init__(self, backbone: Any) -> None:
+        import torch
+
+        self.backbone = backbone
+        self.ids = torch.randint(0, backbone.config.vocab_size, (1, 1 << 15))
+        self.state = backbone.start()
+
+    def prefill(self, size: int) -> None:
+        """Read `size` tokens into a fresh state, in the engine's portions."""
+        from lfm2_mm.engines.native import PREFILL
+
+        self.state = self.backbone.start()
+        for begin in range(0, size, PREFILL):
+            self.feed(self.ids[:, begin : min(begin + PREFILL, size)])
+
+    def decode(self, count: int) -> None:
+        """Write `count` tokens, each the likeliest after the one before."""
+        token = self.ids[:, :1]
+        for _ in range(count):
+            token = self.feed(token).argmax(-1, keepdim=True)
+
+    def feed(self, ids: Any) -> Any:
+        hidden, self.state = self.backbone.step(self.backbone.embed(ids), self.state)
+        return self.backbone.logits(hidden[:, -1])
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def bench_retrieval(
@@ -30,7 +102,7 @@ def _encoding(model: str, device: str, dtype: str, offline: bool) -> Iterator[Ro
     for words in (50, 250):
         texts = _texts(64, words)
         tokens = sum(min(encoder.count_tokens(text), encoder.document_length) for text in texts)
-        seconds = median_seconds(lambda texts=texts: encoder.encode_documents(texts), repeats=3)
+        seconds = median_seconds(partial(encoder.encode_documents, texts), repeats=3)
         yield {
             "what": "encode documents",
             "model": encoder.name,

@@ -20,6 +20,8 @@ class ChatTokenizer:
         """Raises CheckpointDamaged when the folder has no readable tokenizer."""
         from transformers import AutoTokenizer
 
+        if not (folder / "tokenizer.json").is_file():
+            raise CheckpointDamaged(f"{folder} has no tokenizer.json; fetch or save it again")
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:

@@ -130,11 +130,11 @@ def open(
     active_experts: int | None = None,
 ) -> Native:
     """Open a text checkpoint by name, hub id or folder."""
-    folder = locate(name_or_path, offline=offline)
-    backbone = Backbone.open(folder, device=device, dtype=dtype, active_experts=active_experts)
     known = registry.find(str(name_or_path)) if registry.knows(str(name_or_path)) else None
     if known is not None and known.kind != "chat":
         raise BadInput(f"{known.name} is a {known.kind} checkpoint; chat takes a text one")
+    folder = locate(name_or_path, offline=offline)
+    backbone = Backbone.open(folder, device=device, dtype=dtype, active_experts=active_experts)
     context = (known and known.context) or registry.CONTEXT
     return Native(
         known.name if known else str(name_or_path),
