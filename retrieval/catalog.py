@@ -158,15 +158,16 @@ class Catalog:
         # WAL needs to write beside the file even to read it; on a read-only folder nobody writes.
         mode = "mode=rw" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
         self._path = path
-        self._connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?{mode}",
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,
-            timeout=60,
-        )
-        # The manifest may only name what is durable; FULL makes a commit so.
-        self._connection.execute("PRAGMA synchronous = FULL")
+        with self._sound():
+            self._connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?{mode}",
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=60,
+            )
+            # The manifest may only name what is durable; FULL makes a commit so.
+            self._connection.execute("PRAGMA synchronous = FULL")
 
     def close(self) -> None:
         self._connection.close()

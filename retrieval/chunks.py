@@ -173,6 +173,8 @@ class Ruler:
         span = min(end - start, room * LONGEST_TOKEN)
         good, bad = 0, span + 1  # characters known to fit, and known not to
         guess = min(span, max(1, int(room * self.ratio)))
+        if guess < end - start <= 1.25 * guess and self.fits(text[start:end]):
+            return end  # rather than near enough, with a few words left over
         for turn in range(40):  # by proportion, then by halves: ample for any limit
             guess = word_end(text, start + guess, start + bad - 1) - start
             tokens = max(1, self.count(text[start : start + guess]) - self.markers)

@@ -192,6 +192,7 @@ class Index:
 
         started = time.monotonic()
         with writing(self.folder, self.encoder) as writer:
+            self.require_model()  # another writer may have been the first
             run = Run(writer, self.encoder, meta, progress or (lambda _: None))
             yield run, lambda: _report(run, self.folder, time.monotonic() - started)
 
