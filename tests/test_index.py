@@ -22,7 +22,7 @@ from retrieval.types import MODES
 from tests.words_encoder import WordsEncoder
 
 NOTES = {
-    "refunds.md": "# Refunds\n\nMoney comes back within five days.\n\n## Shipping\n\nParcels leave Mondays.",
+    "refunds.md": "# Refunds\n\nMoney comes back within five days.\n\n## Shipping\n\nParcels leave.",
     "fox.txt": "The quick brown fox jumps over the lazy dog.",
     "names.py": "def get_user_name(user):\n    return parseHTTPHeader(user)\n",
     "sub/tokyo.txt": "東京都に住んでいます。LFM2を使う。",
@@ -218,7 +218,7 @@ def test_filters_hold_before_scoring_in_every_mode(index, notes) -> None:
             assert set(names(index.search("money", 50, mode, where))) == expected
         words = "money fox user 東京"
         assert set(names(index.search(words, 50, "lexical", where))) == expected
-    with pytest.raises(BadInput, match="'color'.*source, type, title, page, team, year"):
+    with pytest.raises(BadInput, match=r"'color'.*source, type, title, page, team, year"):
         index.search("money", where={"color": "red"})
 
 
@@ -300,7 +300,7 @@ def test_documents_are_ranked_by_their_best_passage(index) -> None:
 def test_another_model_is_refused_by_name(index, notes, tmp_path) -> None:
     index.update(notes)
     other = WordsEncoder("other")
-    with pytest.raises(IndexMismatch, match="words.*other.*new folder"):
+    with pytest.raises(IndexMismatch, match=r"words.*other.*new folder"):
         retrieval.open(tmp_path / "index", model=other)
     lexical = retrieval.open(tmp_path / "index")  # no model is asked, and lexical needs none
     assert names(lexical.search("fox", 1, "lexical")) == ["fox.txt"]
@@ -455,7 +455,7 @@ def test_a_full_disk_is_told_and_what_was_published_stays(index, notes, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("retrieval.segments.flush", full)
-    with pytest.raises(LfmError, match="No space left.*stays"):
+    with pytest.raises(LfmError, match=r"No space left.*stays"):
         index.add_texts([("more", "text", "")])
     monkeypatch.undo()
     assert rankings(index) == before

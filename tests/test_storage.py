@@ -76,7 +76,7 @@ def test_a_newer_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
     storage.publish(tmp_path, FULL)
     path = tmp_path / storage.MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
-    with pytest.raises(IndexMismatch, match="format 99.*upgrade"):
+    with pytest.raises(IndexMismatch, match=r"format 99.*upgrade"):
         storage.load(tmp_path)
 
 
