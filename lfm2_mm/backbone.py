@@ -86,7 +86,7 @@ class ShortConv(nn.Module):
         """(batch, kernel - 1 + new, hidden): the new inputs with those before them (or around)."""
         lead = self.weight.shape[0] - 1
         if inputs is None:
-            left = lead if view.causal else lead // 2
+            left = lead if view.causal else self.weight.shape[0] // 2
             return F.pad(u, (0, 0, left, lead - left))
         if view.even:
             start = view.past[0]
@@ -323,13 +323,16 @@ class Backbone(nn.Module):
         """Go on from `state` by any number of positions; returns hidden states and the next state.
 
         Shapes as in `forward`. Padded positions are not remembered, so rows of a batch may differ
-        in length and each goes on as if it were alone. Causal backbones only.
+        in length and each goes on as if it were alone. Causal backbones only. Nothing returned
+        takes part in gradients: in training, use `forward`, or call `logits` without gradients.
         """
         if self.bidirectional:
             raise ValueError("a bidirectional backbone has no state: use forward")
         state = state or self.start(embeds.shape[0])
         if len(state.lengths) != embeds.shape[0]:
             raise ValueError(f"{embeds.shape[0]} rows given, the state has {len(state.lengths)}")
+        if embeds.shape[1] == 0:
+            return embeds, state
         hidden, next_state = self._run(embeds, state, mask, False)
         return hidden, cast(State, next_state)
 

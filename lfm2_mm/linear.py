@@ -36,7 +36,7 @@ class Int8Linear(nn.Module):
         quantised, self.scales = quantise_rows(weight)
         self.zeros = torch.zeros(self.outputs, dtype=torch.int64)
         self.packed = torch.ops.onednn.qlinear_prepack(quantised, None)
-        self.bias = None if bias is None else bias.detach().float()
+        self.bias = None if bias is None else nn.Parameter(bias.detach().float(), False)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.inputs)

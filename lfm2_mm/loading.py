@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -99,28 +100,25 @@ def build(
     set_threads(choice.threads)
     with torch.device("meta"):
         backbone = Backbone(config, bidirectional=bidirectional)
-    goes_to = {part: ours for ours, parts in layout(config).items() for part in parts}
+    awaited = {key: tensor.shape for key, tensor in published_tensors(backbone).items()}
     names = layout(config)
+    goes_to = {part: ours for ours, parts in names.items() for part in parts}
     pending: dict[str, dict[str, Tensor]] = {}
     tied_copy = None
     for key, tensor in tensors:
         if key == "lm_head.weight" and config.tied:
             tied_copy = tensor
             continue
-        ours = goes_to.get(key)
-        if ours is None:
-            raise CheckpointDamaged(f"the weights hold {key!r}, which this architecture lacks")
+        check(key, tensor, awaited.pop(key, None))
+        ours = goes_to[key]
         parts = pending.setdefault(ours, {})
         parts[key] = tensor
         if len(parts) == len(names[ours]):
             del pending[ours]
-            whole = torch.cat([parts[part] for part in names[ours]])
-            fill(backbone, ours, whole, choice)
-    unfilled = [n for n, p in backbone.named_parameters() if p.is_meta and used(n, config)]
-    if unfilled:
-        missing = sorted(p for n in unfilled for p in names[n] if p not in pending.get(n, {}))
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise CheckpointDamaged(f"the weights lack {', '.join(missing[:3])}{more}")
+            fill(backbone, ours, torch.cat([parts[part] for part in names[ours]]), choice)
+    if awaited:
+        more = f" and {len(awaited) - 3} more" if len(awaited) > 3 else ""
+        raise CheckpointDamaged(f"the weights lack {', '.join(sorted(awaited)[:3])}{more}")
     embedding = backbone.embedding
     if tied_copy is not None and not torch.equal(tied_copy.to(embedding), embedding):
         raise CheckpointDamaged("lm_head.weight differs from the embedding it should be tied to")
@@ -129,30 +127,30 @@ def build(
     return backbone.eval().requires_grad_(False)
 
 
-def used(name: str, config: BackboneConfig) -> bool:
-    """Whether the published file holds this parameter: the balancing bias is optional."""
-    return not name.endswith("expert_bias") or bool(config.experts and config.experts.use_bias)
+def check(key: str, tensor: Tensor, shape: torch.Size | None) -> None:
+    """Raise CheckpointDamaged unless `tensor` is finite and of the shape that is awaited."""
+    if shape is None:
+        raise CheckpointDamaged(f"the weights hold {key!r}, which this architecture lacks")
+    if tensor.shape != shape:
+        raise CheckpointDamaged(
+            f"{key} has shape {tuple(tensor.shape)}; config.json asks for {tuple(shape)}"
+        )
+    if not torch.isfinite(tensor).all():
+        raise CheckpointDamaged(f"{key} holds NaN or infinity")
 
 
 def fill(backbone: Backbone, name: str, tensor: Tensor, choice: Choice) -> None:
     """Put one published tensor where it belongs, in the dtype or packing chosen."""
     owner_name, _, leaf = name.rpartition(".")
     owner = backbone.get_submodule(owner_name)
-    if owner_name.endswith(".conv") and leaf == "weight" and tensor.dim() == 3:
+    if owner_name.endswith(".conv") and leaf == "weight":
         tensor = tensor.squeeze(1).t().contiguous()  # (hidden, 1, kernel) -> (kernel, hidden)
-    expected = getattr(owner, leaf).shape
-    if tensor.shape != expected:
-        raise CheckpointDamaged(
-            f"{name} has shape {tuple(tensor.shape)}; config.json asks for {tuple(expected)}"
-        )
-    if not torch.isfinite(tensor).all():
-        raise CheckpointDamaged(f"{name} holds NaN or infinity")
     packs = choice.weights == "int8" and isinstance(owner, Linear) and leaf == "weight"
     if packs and name == "head.weight":
         backbone.packed_head, backbone.head = Int8Linear(tensor), None
     elif packs and not owner_name.endswith("gate"):
         parent = backbone.get_submodule(owner_name.rpartition(".")[0])
-        setattr(parent, owner_name.rpartition(".")[2], Int8Linear(tensor))
+        setattr(parent, owner_name.rpartition(".")[2], Int8Linear(tensor, cast(Linear, owner).bias))
     else:
         keep = name == "embedding" and choice.weights == "int8"  # only looked up, never multiplied
         dtype = tensor.dtype if keep else choice.torch_dtype
