@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from lfm2_mm import checkpoint, hub, weights
+from lfm2_mm import checkpoint, hub, registry, weights
 from lfm2_mm.errors import BadInput, CheckpointDamaged, NotAvailable, UnknownCheckpoint
 from tests.hub import COMMIT, Repository, serve
 
@@ -386,3 +386,18 @@ def test_a_closed_door_is_told(monkeypatch: pytest.MonkeyPatch, remote: Reposito
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(NotAvailable, match="refused"):
         checkpoint.locate("LFM2-350M")
+
+
+# ---- what is bundled ------------------------------------------------------------------------
+
+
+def test_the_bundled_checkpoint_is_here_whole_small_and_counted() -> None:
+    row = registry.find("nano-colbert")
+    folder = checkpoint.locate("nano-colbert", offline=True)
+    assert folder == checkpoint.fetch("nano-colbert", offline=True)
+    assert hub.size_of(folder) <= 10_000_000
+    assert (folder / "README.md").is_file(), "the model card"
+    stored = dict(checkpoint.read_tensors(folder)) | dict(
+        checkpoint.read_tensors(folder / "1_Dense")
+    )
+    assert checkpoint.parameters(row) == sum(tensor.numel() for tensor in stored.values())
