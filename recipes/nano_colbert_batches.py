@@ -1,0 +1,132 @@
+"""Batches of nano-colbert: passages of one source with the queries they answer, drawn from (seed, step).
+
+Queries are a source's own, or made from the passage: one of its sentences, or a handful of its words.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from nano_colbert_data import WORD, Passage, Source, sentences
+
+STOP = frozenset(
+    "the and for that this with from are was were has have had been not but its can which their they will "
+    "also may into such than these those other more most some who when where what how many each between "
+    "during after before about over there then them his her our your you she him would could should".split()
+)
+
+
+@dataclass
+class Batch:
+    source: str
+    documents: list[str]
+    queries: list[str]
+    answers: list[int]  # of each query: the index of its document
+
+
+@dataclass
+class Drawer:
+    """Draws batches. `neighbours[source]` (passages, k): what BM25 confuses with each passage."""
+
+    sources: Sequence[Source]
+    neighbours: dict[str, np.ndarray]
+    synonyms: dict[str, list[str]]
+    documents: int = 48
+    queries: int = 2  # at most, for each document
+    seed: int = 0
+
+    def draw(self, step: int, hard: float) -> Batch:
+        """The batch of this step; `hard` is the part of its documents that are neighbours."""
+        rng = random.Random(f"{self.seed}/{step}")
+        bounds = list(accumulate(source.share for source in self.sources))
+        source = self.sources[bisect(bounds, rng.random() * bounds[-1])]
+        batch = Batch(source.name, [], [], [])
+        for at in self.pick(source, rng, hard):
+            self.ask(source, source.passages[at], batch, rng)
+        return batch
+
+    def pick(self, source: Source, rng: random.Random, hard: float) -> list[int]:
+        """Distinct passages: seeds, each followed by neighbours of its own."""
+        total = min(self.documents, len(source.passages))
+        near = self.neighbours.get(source.name)
+        picked: dict[int, None] = {}
+        while len(picked) < total:
+            at = rng.randrange(len(source.passages))
+            picked[at] = None
+            while near is not None and rng.random() < hard:
+                picked[int(rng.choice(near[at]))] = None
+        return list(picked)[:total]
+
+    def ask(self, source: Source, passage: Passage, batch: Batch, rng: random.Random) -> None:
+        """Adds a passage and its queries. Half of the time a quoted sentence leaves the passage."""
+        text, asked = passage.text, rng.sample(passage.queries, min(self.queries, len(passage.queries)))
+        if source.cloze and (len(asked) < self.queries or rng.random() < 0.3):
+            quoted, shortened = self.quote(passage.text, rng)
+            asked = [*asked[: self.queries - 1], quoted]
+            text = shortened if rng.random() < 0.5 else text
+        batch.answers += [len(batch.documents)] * len(asked)
+        batch.documents.append(text)
+        batch.queries += [typed(query, rng) for query in asked if query] or []
+
+    def quote(self, text: str, rng: random.Random) -> tuple[str, str]:
+        """(a query made of the text, the text without what was quoted)."""
+        parts = sentences(text)
+        if len(parts) < 2 or rng.random() < 0.35:
+            return self.key_words(text, rng), text
+        sentence = rng.choice(parts)
+        words = sentence.split()
+        start = rng.randrange(max(1, len(words) - 20))
+        return self.reworded(" ".join(words[start : start + rng.randint(8, 24)]), rng), text.replace(
+            sentence, " "
+        )
+
+    def key_words(self, text: str, rng: random.Random) -> str:
+        """Three to eight words of a stretch of the text, in their order."""
+        words = [w for w in WORD.findall(text) if w.lower() not in STOP]
+        start = rng.randrange(max(1, len(words) - 30))
+        window = words[start : start + 30]
+        chosen = sorted(rng.sample(range(len(window)), min(len(window), rng.randint(3, 8))))
+        return self.reworded(" ".join(window[i] for i in chosen), rng) or text[:80]
+
+    def reworded(self, query: str, rng: random.Random) -> str:
+        """The query with a fifth of the words that have synonyms replaced by one."""
+        words = []
+        for word in query.split():
+            others = self.synonyms.get(word.lower())
+            words.append(rng.choice(others) if others and rng.random() < 0.2 else word)
+        return " ".join(words)
+
+
+def typed(query: str, rng: random.Random) -> str:
+    """The query as people type: sometimes without its question mark, or with a slip."""
+    if rng.random() < 0.3:
+        query = query.rstrip("?. ")
+    if rng.random() < 0.05 and len(query) > 8:
+        at = rng.randrange(1, len(query) - 2)
+        swapped = query[at + 1] + query[at]
+        query = query[:at] + rng.choice((swapped, query[at] * 2 + query[at + 1], query[at + 1])) + query[at + 2 :]
+    return query
+
+
+def mine(source: Source, count: int = 8) -> np.ndarray:
+    """(passages, count): the passages BM25 finds for the first query of each, or for its first words."""
+    import bm25s
+    import Stemmer
+
+    def tokens(texts: list[str]) -> list[list[str]]:
+        found = bm25s.tokenize(texts, stopwords="en", stemmer=Stemmer.Stemmer("english"),
+                               return_ids=False, show_progress=False)  # fmt: skip
+        return [words or ["?"] for words in found]
+
+    index = bm25s.BM25(k1=1.2, b=0.75)
+    index.index(tokens([p.text for p in source.passages]), show_progress=False)
+    asked = [" ".join([*p.queries[:1], " ".join(p.text.split()[:24])]) for p in source.passages]
+    depth = min(count + 1, len(source.passages))
+    found, _ = index.retrieve(tokens(asked), k=depth, show_progress=False)
+    rows = [[j for j in row if j != i][: depth - 1] for i, row in enumerate(found)]
+    return np.array(rows, dtype=np.int32)

@@ -1,0 +1,93 @@
+"""Held-out collections of nano-colbert, in the shape of BEIR: corpus, queries, judgements.
+
+Whole articles, one whole book, topics, commands and modules that no training step has seen.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nano_colbert_data as sources
+from nano_colbert_data import Passage
+
+
+@dataclass
+class Collection:
+    name: str
+    corpus: dict[str, str] = field(default_factory=dict)
+    queries: dict[str, str] = field(default_factory=dict)
+    judgements: dict[str, dict[str, int]] = field(default_factory=dict)  # query -> document -> grade
+
+    def write(self, folder: Path) -> None:
+        """corpus.jsonl, queries.jsonl and qrels/test.tsv, as BEIR keeps them."""
+        (folder / "qrels").mkdir(parents=True, exist_ok=True)
+        for name, texts in (("corpus", self.corpus), ("queries", self.queries)):
+            lines = [json.dumps({"_id": i, "title": "", "text": t}) for i, t in texts.items()]
+            (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        rows = [f"{q}\t{d}\t{grade}" for q, found in self.judgements.items() for d, grade in found.items()]
+        table = "\n".join(["query-id\tcorpus-id\tscore", *rows])
+        (folder / "qrels/test.tsv").write_text(table + "\n", encoding="utf-8")
+
+
+def collections(data: Path, queries: int = 400) -> list[Collection]:
+    """All held-out collections, at most `queries` queries each, drawn with a fixed seed."""
+    readers = {name: read for name, _, read, _, _ in sources.READERS}
+
+    def kept(name: str) -> list[Passage]:
+        return [p for p in readers[name](data) if sources.is_held_out(name, p)]
+
+    squad, qed = kept("squad"), kept("qed")
+    pages = [p for p in kept("tldr")[::1] if p.text.startswith(p.group + "\n") and len(p.queries) > 0]
+    pages = list({p.group: p for p in reversed(pages)}.values())
+    return [
+        asked("encyclopaedia", squad, queries),
+        asked("real-questions", qed + strip(squad), queries),
+        book(data, queries),
+        asked("medical", kept("medquad"), queries),
+        asked("commands", pages, queries),
+        asked("python", kept("python"), queries),
+    ]
+
+
+def strip(passages: list[Passage]) -> list[Passage]:
+    return [Passage(p.text, [], p.group) for p in passages]
+
+
+def asked(name: str, passages: list[Passage], limit: int) -> Collection:
+    """Each query is answered by the passages that list it."""
+    answers: dict[str, set[int]] = defaultdict(set)
+    for i, passage in enumerate(passages):
+        for query in passage.queries:
+            answers[query].add(i)
+    chosen = random.Random(0).sample(sorted(answers), min(limit, len(answers)))
+    return Collection(
+        name,
+        {f"d{i}": p.text for i, p in enumerate(passages)},
+        {f"q{n}": query for n, query in enumerate(chosen)},
+        {f"q{n}": {f"d{i}": 1 for i in sorted(answers[q])} for n, q in enumerate(chosen)},
+    )
+
+
+def book(data: Path, limit: int) -> Collection:
+    """A textbook that was never seen: objectives and review questions -> all passages of their module."""
+    passages = [p for p in sources.openstax(data) if p.group.startswith(sources.HELD_OUT_BOOK)]
+    modules: dict[str, list[int]] = defaultdict(list)
+    for i, passage in enumerate(passages):
+        modules[passage.group].append(i)
+    asked_of = []
+    for name, key in (("objectives", "objective"), ("review_questions", "q")):
+        for row in sources.read_lines(data / f"retrieval/openstax/{name}.jsonl.xz"):
+            group = f"{row['book']}/{row['title']}"
+            if group in modules and len(row[key].split()) > 2:
+                asked_of.append((row[key], group))
+    chosen = random.Random(0).sample(sorted(set(asked_of)), min(limit, len(set(asked_of))))
+    return Collection(
+        "textbook",
+        {f"d{i}": p.text for i, p in enumerate(passages)},
+        {f"q{n}": query for n, (query, _) in enumerate(chosen)},
+        {f"q{n}": {f"d{i}": 1 for i in modules[g]} for n, (_, g) in enumerate(chosen)},
+    )
