@@ -219,7 +219,7 @@ class Catalog:
         if among is not None:
             conditions.append(f"+w.rowid IN ({','.join(str(int(i)) for i in among)})")
         found = self._all(
-            f"SELECT w.rowid, -bm25(words, {', '.join(map(str, lexical.WEIGHTS))}) AS score "
+            "SELECT w.rowid, -bm25(words) AS score "
             f"FROM words w WHERE words MATCH :match AND {' AND '.join(conditions)} "
             "ORDER BY score DESC, w.rowid LIMIT :k",
             values,

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 TOKENIZE = "porter unicode61 remove_diacritics 2"
 COLUMNS = ("title", "heading", "body", "extra")
-WEIGHTS = (1.5, 1.5, 1.0, 1.0)  # of COLUMNS, in bm25: how many words of the body one word counts as
 MOST_TERMS = 128  # of one query; FTS5 refuses expressions beyond its own limits
 
 WORD = re.compile(r"[^\W_]+")

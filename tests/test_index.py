@@ -22,7 +22,7 @@ from retrieval.types import MODES
 from tests.words_encoder import WordsEncoder
 
 NOTES = {
-    "refunds.md": "# Refunds\n\nMoney comes back within five days.\n\n## Shipping\n\nParcels leave.",
+    "refunds.md": "# Refunds\n\nMoney comes back in five days.\n\n## Shipping\n\nParcels leave.",
     "fox.txt": "The quick brown fox jumps over the lazy dog.",
     "names.py": "def get_user_name(user):\n    return parseHTTPHeader(user)\n",
     "sub/tokyo.txt": "東京都に住んでいます。LFM2を使う。",
