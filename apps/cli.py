@@ -73,16 +73,17 @@ def told(error: Exception) -> str:
 # ---- flags ----------------------------------------------------------------------------------
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from `least`."""
+def whole(least: int, most: int = 1 << 62) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least`, to `most`."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+        if not least <= value <= most:
+            upper = "up" if most == 1 << 62 else f"to {most:,}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} {upper}")
         return value
 
     return parse
@@ -122,12 +123,12 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def _generating(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to generate (default: the checkpoint's advice)")
-    group.add_argument("--max-tokens", type=whole(1), metavar="N")
+    group.add_argument("--max-tokens", type=whole(1, 1 << 20), metavar="N")
     group.add_argument(
         "--temperature", type=number(0, 100), metavar="T", help="0 is plain greedy: no penalty"
     )
     group.add_argument("--seed", type=whole(0), metavar="N")
-    group.add_argument("--top-k", type=whole(0), metavar="K", help="0 cuts nothing")
+    group.add_argument("--top-k", type=whole(0, 1 << 20), metavar="K", help="0 cuts nothing")
     group.add_argument("--min-p", type=number(0, 1), metavar="P")
     group.add_argument("--repetition-penalty", type=number(0.001, 100), metavar="R")
     group.add_argument("--system", metavar="TEXT", help="the system message")
@@ -146,20 +147,29 @@ def _model_flag(parser: argparse.ArgumentParser, default: str | None, what: str)
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line; imports nothing that a verb needs."""
-    from importlib.metadata import PackageNotFoundError, version
-
     top = argparse.ArgumentParser(
         prog="lfm2-mm",
         description="LFM2 at home: chat, and search your own documents by meaning.",
         epilog="`lfm2-mm VERB --help` explains one verb.",
         allow_abbrev=False,
     )
-    with contextlib.suppress(PackageNotFoundError):  # run from a source tree, not installed
-        top.add_argument("--version", action="version", version=version("lfm2-mm"))
+    top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for add in (_about_checkpoints, _about_chat, _about_index, _about_measures, _about_demo):
         add(lambda name, run, text: _verb(verbs, name, run, text))
     return top
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked: that alone takes as long as all other imports."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            parser.exit(message=f"{version('lfm2-mm')}\n")
+        except PackageNotFoundError:
+            parser.exit(message="a source tree that is not installed\n")
 
 
 Add = Callable[[str, str, str], argparse.ArgumentParser]
@@ -242,7 +252,7 @@ def _about_demo(add: Add) -> None:
     demo = add("demo", "apps.verbs.demo:demo", "open the search page in the browser")
     demo.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine only")
     demo.add_argument(
-        "--port", type=whole(0), default=7860, help="default 7860; 0 takes the next free one"
+        "--port", type=whole(0, 65_535), default=7860, help="default 7860; 0 takes any free one"
     )
     demo.add_argument("--index", metavar="DIR", help="show this index too")
     demo.add_argument("--no-browser", action="store_true", help="only serve")

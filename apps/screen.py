@@ -33,8 +33,8 @@ class Screen:
         self.out.writelines(f"{line}\n" for line in lines)
 
     def write(self, text: str) -> None:
-        """A piece of a result that grows while one watches."""
-        self.out.write(text)
+        """A piece of a result that grows while one watches, without terminal controls."""
+        self.out.write("".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc"))
         self.out.flush()
 
     def say(self, text: str) -> None:

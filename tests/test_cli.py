@@ -137,6 +137,8 @@ def test_every_verb_has_help_and_the_common_flags(capsys: pytest.CaptureFixture[
         ("chat hi --temperature nan", "from 0"),
         ("chat hi --min-p 2", "to 1"),
         ("chat hi --dtype int3", "'int8'"),
+        ("chat hi --max-tokens 99999999", "to 1,048,576"),
+        ("demo --port 65536", "to 65,535"),
         ("bench speed", "'chat'"),
         ("bench chat --shape LFM9", "LFM2-350M"),
     ],

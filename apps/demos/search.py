@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 import webbrowser
 from collections.abc import Callable
@@ -207,27 +208,33 @@ def launch(blocks: gr.Blocks, shelf: Shelf, *, host: str, port: int) -> str:
     """Start serving in the background; returns the address. The shelf must stay open."""
     # Where gradio puts an upload before it is indexed; it reads the variable each time.
     os.environ["GRADIO_TEMP_DIR"] = str(shelf.temporary)
+    _, address, _ = blocks.queue(default_concurrency_limit=4).launch(
+        server_name=host,
+        server_port=free_port(host, port),
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        max_file_size=MOST_BYTES,
+        theme=gr.themes.Default(font=FONT, font_mono=MONO, primary_hue="teal", neutral_hue="slate"),
+        css_paths=STYLE,
+        head=HEAD,
+        footer_links=[],
+    )
+    return address
+
+
+def free_port(host: str, port: int) -> int:
+    """`port` if it can be bound, any free one for 0. Raises BadInput with the reason."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        _, address, _ = blocks.queue(default_concurrency_limit=4).launch(
-            server_name=host,
-            server_port=port or None,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            ssr_mode=False,
-            max_file_size=MOST_BYTES,
-            theme=gr.themes.Default(
-                font=FONT, font_mono=MONO, primary_hue="teal", neutral_hue="slate"
-            ),
-            css_paths=STYLE,
-            head=HEAD,
-            footer_links=[],
-        )
+        with socket.create_server((host, port), family=family) as server:
+            return int(server.getsockname()[1])
     except OSError as error:
         raise BadInput(
-            f"cannot serve on {host}:{port} ({error}); --port takes another, 0 any free one"
+            f"cannot serve on {host}, port {port}: {error.strerror}; --host 127.0.0.1 is this "
+            "machine, --port takes another port, 0 any free one"
         ) from error
-    return address
 
 
 def serve(
