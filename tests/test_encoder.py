@@ -179,15 +179,15 @@ def test_bidirectional_queries_let_the_convolution_see_the_expansion(bidirection
 # --- independent of the batch ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [1, 60, 200, 100_000])
+@pytest.mark.parametrize("budget", [1, 100, 100_000])
 def test_vectors_do_not_depend_on_the_batch(
     folder: Path, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = opened(folder)
     for encode in (encoder.encode_documents, encoder.encode_queries):
         alone = [encode([text])[0] for text in TEXTS]
-        monkeypatch.setitem(lfm2_encoder.BATCH_TOKENS, "cpu", budget)
-        monkeypatch.setattr(lfm2_encoder, "PADDING", 1.0)
+        monkeypatch.setattr(encoder, "batch_tokens", budget)
+        monkeypatch.setattr(lfm2_encoder, "PADDING", 1.0)  # short texts beside long ones
         for texts in (TEXTS[:2], TEXTS[:7], TEXTS, TEXTS[::-1]):
             for text, vectors in zip(texts, encode(texts), strict=True):
                 np.testing.assert_allclose(vectors, alone[TEXTS.index(text)], **FP32)
