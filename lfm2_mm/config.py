@@ -22,6 +22,12 @@ class Experts:
     normalise: bool = True
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.active <= self.count:
+            raise CheckpointDamaged(f"{self.active} active experts of {self.count} cannot be")
+        if self.width < 1:
+            raise CheckpointDamaged(f"moe_intermediate_size is {self.width}")
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -95,8 +101,12 @@ class BackboneConfig:
                 eos_token_id=_first(raw.get("eos_token_id"), 7),
                 pad_token_id=_first(raw.get("pad_token_id"), 0),
             )
-        except (KeyError, TypeError) as error:
-            raise CheckpointDamaged(f"config.json lacks or garbles {error}") from error
+        except KeyError as error:
+            raise CheckpointDamaged(f"config.json lacks {error}") from error
+        except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            raise CheckpointDamaged(
+                f"config.json holds what is no size or setting: {error}"
+            ) from error
 
     def to_json(self) -> dict[str, Any]:
         """The configuration under transformers' keys; `from_json` reads it back unchanged."""

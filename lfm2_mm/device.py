@@ -93,10 +93,11 @@ def choose(device: str = "auto", dtype: str = "auto", *, trains: bool = False) -
         )
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInput("device 'cuda' was asked, but torch finds none; use --device cpu or auto")
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+    if device == "cuda" or (device == "auto" and dtype != "int8" and torch.cuda.is_available()):
         if dtype == "int8":
             raise BadInput("int8 runs on the CPU only; on cuda use --dtype bf16 or fp32")
-        weights: Literal["fp32", "bf16"] = "fp32" if dtype == "fp32" else "bf16"
+        full = dtype == "fp32" or (dtype == "auto" and trains)
+        weights: Literal["fp32", "bf16"] = "fp32" if full else "bf16"
         return Choice("cuda", weights, usable_cores(), f"cuda is there; {weights} weights")
     return _choose_cpu(dtype, trains)
 
