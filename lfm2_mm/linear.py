@@ -14,6 +14,10 @@ from torch.nn import functional as F
 from lfm2_mm.device import has_exact_int8
 
 
+ZERO = 128  # the product wants unsigned activations
+SMALLEST = 1e-30  # a row of zeros has a step all the same
+
+
 class Linear(nn.Module):
     """y = x Wᵀ (+ b) with `weight` (outputs, inputs) in the parameter's own dtype."""
 
@@ -40,16 +44,28 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.inputs)
-        step = rows.abs().amax(1, keepdim=True).clamp_min_(1e-30).div_(127.0)
-        # The product wants unsigned activations: 128 is zero, and truncation of +0.5 rounds.
-        unsigned = torch.div(rows, step).add_(128.5).to(torch.uint8)
-        y = torch.ops.onednn.qlinear_pointwise(
-            unsigned, 1.0, 128, self.packed, self.scales, self.zeros,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        ).mul_(step)  # fmt: skip
+        y = self.one(rows) if len(rows) == 1 else self.several(rows)
         if self.bias is not None:
             y += self.bias
         return y.view(*x.shape[:-1], self.outputs)
+
+    def one(self, row: Tensor) -> Tensor:
+        """(1, inputs) -> (1, outputs). Decoding is counted in operations: these are the fewest."""
+        step = max(row.abs().max().item(), SMALLEST) / 127
+        unsigned = torch.quantize_per_tensor(row, step, ZERO, torch.quint8).int_repr()
+        return self.product(unsigned, step)
+
+    def several(self, rows: Tensor) -> Tensor:
+        """(n, inputs) -> (n, outputs), every row with a step of its own."""
+        steps = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST).div_(127)
+        unsigned = torch.div(rows, steps).add_(ZERO + 0.5).to(torch.uint8)  # truncation rounds
+        return self.product(unsigned, 1.0).mul_(steps)
+
+    def product(self, unsigned: Tensor, step: float) -> Tensor:
+        return torch.ops.onednn.qlinear_pointwise.default(
+            unsigned, step, ZERO, self.packed, self.scales, self.zeros,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
 
 
 def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,5 +78,5 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(weight).all():
         raise ValueError("weights hold NaN or infinity")
     levels = 127 if has_exact_int8() else 63
-    steps = weight.abs().amax(1).clamp_min_(1e-30).div_(levels)
+    steps = weight.abs().amax(1).clamp_min_(SMALLEST).div_(levels)
     return torch.round(weight / steps[:, None]).to(torch.int8), steps
