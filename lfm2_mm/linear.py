@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from lfm2_mm.device import has_exact_int8
 
-
 ZERO = 128  # the product wants unsigned activations
 SMALLEST = 1e-30  # a row of zeros has a step all the same
 
