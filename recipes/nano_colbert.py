@@ -21,13 +21,13 @@ from nano_colbert_data import Source, load, synonyms
 from nano_colbert_model import (
     Batcher,
     NanoColbert,
-    load_tokenizer,
     max_similarities,
     save_folder,
     shape,
     word_table,
 )
 from nano_colbert_tokenizer import train_tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -69,7 +69,7 @@ def prepare(args: argparse.Namespace, sources: list[Source], say: Callable[[str]
         asked = [q for s in sources for p in s.passages for q in p.queries]
         tokenizer = train_tokenizer([*texts, *asked], args.vocabulary)
         kept.write_text(tokenizer.to_str(), encoding="utf-8")
-    tokenizer = load_tokenizer(kept)
+    tokenizer = Tokenizer.from_file(str(kept))
     near = {}
     for source in sources:
         if len(source.passages) > MINED:
@@ -100,13 +100,13 @@ def train(args: argparse.Namespace, say: Callable[[str], None]) -> NanoColbert:
     else:
         model.start_from(word_table(tokenizer, texts, args.hidden, args.seed), args.seed)
         training = Training(model, Plan(args.rate, args.table_rate), [model.backbone.embedding])
-        save_folder(model, tokenizer, args.out / "start", "")
+        save_folder(model, tokenizer, args.out / "start")
     batcher = Batcher(tokenizer, device)
     drawer = Drawer(sources, near, synonyms(args.data), args.documents, seed=args.seed)
     run(args, training, lambda batch: loss_of(model, batcher, batch, args.length, args.part), drawer,
         state, spent, say)  # fmt: skip
     training.use_averages()
-    save_folder(model, tokenizer, args.out / "checkpoint", "")
+    save_folder(model, tokenizer, args.out / "checkpoint")
     return model
 
 

@@ -5,7 +5,6 @@ Knows tensors and the file format; knows nothing of sources or of how long to tr
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from lfm2_mm.config import BackboneConfig
 from lfm2_mm.weights import write
 
 QUERY_LENGTH, DOCUMENT_LENGTH = 32, 300
+CARD = Path(__file__).with_name("nano_colbert_card.md")
 
 
 def shape(vocabulary: int, hidden: int = 192, layers: str = "ccac") -> BackboneConfig:
@@ -144,7 +144,7 @@ class Batcher:
         return ids.to(self.device), real.to(self.device)
 
 
-def save_folder(model: NanoColbert, tokenizer: Tokenizer, folder: Path, card: str) -> None:
+def save_folder(model: NanoColbert, tokenizer: Tokenizer, folder: Path) -> None:
     """The folder as PyLate 1.6.0 saves LFM2-ColBERT-350M, weights in bfloat16."""
     config = model.backbone.config
     dense = model.dense.weight.detach()
@@ -169,9 +169,10 @@ def save_folder(model: NanoColbert, tokenizer: Tokenizer, folder: Path, card: st
         "1_Dense/model.safetensors": save({"linear.weight": dense.float().cpu().contiguous()}),
         "config_sentence_transformers.json": colbert_settings(),
         "sentence_bert_config.json": {"max_seq_length": DOCUMENT_LENGTH - 1, "do_lower_case": False},
-        "README.md": card,
+        "MODEL_CARD.md": CARD.read_text(encoding="utf-8"),
     }  # fmt: skip
-    trunk = config.to_json() | {"architectures": ["Lfm2Model"], "dtype": "bfloat16"}
+    # What PyLate computes in: the file is bfloat16, but so small a model has no need to be rounded again.
+    trunk = config.to_json() | {"architectures": ["Lfm2Model"], "dtype": "float32"}
     write(folder, plain, trunk, files)
 
 
@@ -190,7 +191,3 @@ def colbert_settings() -> dict[str, Any]:
         "skiplist_words": list(string.punctuation),
         "do_query_expansion": True,
     }
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer.from_str(json.dumps(json.loads(path.read_text(encoding="utf-8"))))
