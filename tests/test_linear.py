@@ -89,6 +89,15 @@ class TestEachTokenAlone:
         order = torch.randperm(37, generator=torch.Generator().manual_seed(3))
         assert torch.equal(linear(x[order]), together[order])
 
+    def test_ties_round_within_a_step(self, processor: int) -> None:
+        """Halfway between two levels a single row may go up where a batch goes down, no further."""
+        weight, x = noise(24, 64), torch.arange(64.0) - 31.5
+        x[0] = 127
+        together, alone = Int8Linear(weight)(x.expand(2, 64)), Int8Linear(weight)(x[None])
+        error = bound(x[None], weight, processor)
+        assert ((alone - x @ weight.T).abs() <= error).all()
+        assert ((together - x @ weight.T).abs() <= error).all()
+
     def test_leading_axes_do_not_matter(self) -> None:
         linear, x = Int8Linear(noise(24, 64), noise(24)), noise(30, 64, seed=1)
         flat = linear(x)
@@ -118,7 +127,7 @@ class TestEachTokenAlone:
         spoilt = x.clone()
         spoilt[1, 9] = float("nan")
         y = linear(spoilt)
-        assert y[1].isnan().all()
+        assert y[1].isnan().all() and linear(spoilt[1:2]).isnan().all()
         assert torch.equal(y[[0, 2, 3]], linear(x)[[0, 2, 3]])
 
 
