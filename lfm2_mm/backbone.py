@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lfm2_mm.config import BackboneConfig
-from lfm2_mm.linear import Int8Linear, Linear
+from lfm2_mm.linear import Linear
 from lfm2_mm.state import State, Store
 
 
@@ -245,7 +245,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The LFM2 stack. Its weights are parameters in float, or packed int8 after `pack_int8`."""
+    """The LFM2 stack. Its matrices are float parameters, or int8 (`packed`) when opened so."""
 
     def __init__(self, config: BackboneConfig, *, bidirectional: bool = False) -> None:
         super().__init__()
@@ -254,8 +254,11 @@ class Backbone(nn.Module):
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)  # published as embedding_norm
-        self.head = None if config.tied else Linear(config.hidden_size, config.vocab_size)
-        self.packed_head: Int8Linear | None = None
+        # A tied head is the embedding itself, but for int8, which packs a copy of it.
+        self.head: nn.Module | None = None
+        if not config.tied:
+            self.head = Linear(config.hidden_size, config.vocab_size)
+        self.packed = False
 
     @classmethod
     def new(cls, config: BackboneConfig, *, seed: int = 0, bidirectional: bool = False) -> Backbone:
@@ -279,13 +282,17 @@ class Backbone(nn.Module):
         dtype: str = "auto",
         active_experts: int | None = None,
         bidirectional: bool = False,
+        head: bool = True,
     ) -> Backbone:
-        """Load a checkpoint folder for inference. Raises CheckpointDamaged, BadInput."""
+        """Load a checkpoint folder for inference. Raises CheckpointDamaged, BadInput.
+
+        head: False where hidden states are all that is wanted; int8 then packs no copy for it.
+        """
         from lfm2_mm.device import choose
         from lfm2_mm.loading import load_backbone
 
         choice = choose(device, dtype)
-        return load_backbone(Path(folder), choice, active_experts, bidirectional)
+        return load_backbone(Path(folder), choice, active_experts, bidirectional, head)
 
     @property
     def device(self) -> torch.device:
@@ -302,7 +309,7 @@ class Backbone(nn.Module):
 
     def start(self, batch: int = 1) -> State:
         """A state that has seen nothing, for `step`."""
-        cache = self.dtype if self.packed_head is None else cache_dtype()
+        cache = cache_dtype() if self.packed else self.dtype
         return State.start(self.config, batch, cache, self.device)
 
     def forward(
@@ -338,9 +345,11 @@ class Backbone(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, hidden_size) -> (…, vocab_size)."""
-        if self.packed_head is not None:
-            return self.packed_head(hidden)
-        return F.linear(hidden, self.embedding) if self.head is None else self.head(hidden)
+        if self.head is not None:
+            return self.head(hidden)
+        if self.packed:
+            raise ValueError("this backbone was opened without a head")
+        return F.linear(hidden, self.embedding)
 
     def _run(
         self, embeds: Tensor, state: State | None, mask: Tensor | None, convolve_padding: bool
@@ -380,15 +389,6 @@ class Backbone(nn.Module):
                 x = x + conv(normed, view, cast("Tensor | None", cache), keep)
             x = x + block.feed_forward(block.ffn_norm(x))
         return self.norm(x)
-
-    def pack_int8(self) -> None:
-        """Replace every matrix but the router and the embedding table by packed int8, in place."""
-        self.packed_head = Int8Linear(self.embedding if self.head is None else self.head.weight)
-        self.head = None
-        for module in list(self.layers.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, Linear) and name != "gate":
-                    setattr(module, name, Int8Linear(child.weight, child.bias))
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Weights of a float backbone under the published names, without prefix, for saving."""

@@ -55,7 +55,11 @@ def layout(config: BackboneConfig) -> dict[str, tuple[str, ...]]:
 
 
 def load_backbone(
-    folder: Path, choice: Choice, active_experts: int | None = None, bidirectional: bool = False
+    folder: Path,
+    choice: Choice,
+    active_experts: int | None = None,
+    bidirectional: bool = False,
+    head: bool = True,
 ) -> Backbone:
     """Open the checkpoint in `folder` as `choice` says. Raises CheckpointDamaged, BadInput."""
     config = BackboneConfig.from_json(read_json(folder / "config.json"))
@@ -63,7 +67,7 @@ def load_backbone(
         config = with_active_experts(config, active_experts)
     prefix = prefix_of(tensor_keys(folder))
     tensors = ((key.removeprefix(prefix), tensor) for key, tensor in read_tensors(folder))
-    return build(config, tensors, choice, bidirectional=bidirectional)
+    return build(config, tensors, choice, bidirectional=bidirectional, head=head)
 
 
 def with_active_experts(config: BackboneConfig, active: int) -> BackboneConfig:
@@ -91,6 +95,7 @@ def build(
     choice: Choice,
     *,
     bidirectional: bool = False,
+    head: bool = True,
 ) -> Backbone:
     """A backbone for inference from published (key, tensor) pairs, one tensor in memory at a time.
 
@@ -122,8 +127,9 @@ def build(
     embedding = backbone.embedding
     if tied_copy is not None and not torch.equal(tied_copy.to(embedding), embedding):
         raise CheckpointDamaged("lm_head.weight differs from the embedding it should be tied to")
-    if choice.weights == "int8" and backbone.packed_head is None:
-        backbone.packed_head = Int8Linear(backbone.embedding)
+    backbone.packed = choice.weights == "int8"
+    if backbone.packed and head and backbone.head is None:
+        backbone.head = Int8Linear(backbone.embedding)
     return backbone.eval().requires_grad_(False)
 
 
@@ -146,9 +152,7 @@ def fill(backbone: Backbone, name: str, tensor: Tensor, choice: Choice) -> None:
     if owner_name.endswith(".conv") and leaf == "weight":
         tensor = tensor.squeeze(1).t().contiguous()  # (hidden, 1, kernel) -> (kernel, hidden)
     packs = choice.weights == "int8" and isinstance(owner, Linear) and leaf == "weight"
-    if packs and name == "head.weight":
-        backbone.packed_head, backbone.head = Int8Linear(tensor), None
-    elif packs and not owner_name.endswith("gate"):
+    if packs and not owner_name.endswith("gate"):
         parent = backbone.get_submodule(owner_name.rpartition(".")[0])
         setattr(parent, owner_name.rpartition(".")[2], Int8Linear(tensor, cast(Linear, owner).bias))
     else:
@@ -160,7 +164,7 @@ def fill(backbone: Backbone, name: str, tensor: Tensor, choice: Choice) -> None:
 
 def published_tensors(backbone: Backbone) -> dict[str, Tensor]:
     """A float backbone's weights under the published names (no prefix), for saving."""
-    if backbone.packed_head is not None:
+    if backbone.packed:
         raise ValueError("an int8 backbone has no weights to save; open it with dtype='fp32'")
     config = backbone.config
     ours = dict(backbone.named_parameters())

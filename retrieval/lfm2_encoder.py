@@ -42,7 +42,7 @@ class Lfm2Encoder:
         projections = read_projections(folder)
         self.bidirectional = _is_bidirectional(folder)
         self.backbone = Backbone.open(
-            folder, device=device, dtype=dtype, bidirectional=self.bidirectional
+            folder, device=device, dtype=dtype, bidirectional=self.bidirectional, head=False
         )
         self.backbone.eval()
         config = self.backbone.config

@@ -488,14 +488,14 @@ class TestOtherDtypes:
             assert other.expert_bias.dtype == torch.float32
         assert torch.equal(other.gate.weight, exact.gate.weight)
 
-    @pytest.mark.parametrize("name", ["attention_first", "moe"])
-    def test_pack_int8_equals_opening_so(self, name: str) -> None:
-        packed, straight = opened(name), opened(name, dtype="int8")
-        packed.pack_int8()
+    def test_without_a_head_hidden_states_are_the_same_and_logits_are_refused(self) -> None:
+        whole = opened("attention_first", dtype="int8")
+        bare = opened("attention_first", dtype="int8", head=False)
         ids = some_ids(1, 8)
-        hidden = full(straight, ids)
-        assert torch.equal(full(packed, ids), hidden)
-        assert torch.equal(packed.logits(hidden), straight.logits(hidden))
+        hidden = full(whole, ids)
+        assert torch.equal(full(bare, ids), hidden)
+        with pytest.raises(ValueError, match="without a head"):
+            bare.logits(hidden)
 
 
 def test_the_table_covers_what_it_should() -> None:
