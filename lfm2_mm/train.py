@@ -1,7 +1,7 @@
-"""What training recipes share: schedule, optimiser, averaged weights, and a state that survives a stop.
+"""What training recipes share: schedule, optimiser, averaged weights, a state that survives a stop.
 
-Knows parameters and losses; knows nothing of data. A recipe draws the batch of a step from (seed, step)
-alone; then a run that was interrupted and resumed gives the same numbers as one that was not.
+Knows parameters and losses; knows nothing of data. A recipe draws the batch of a step from seed and
+step alone; then a run that was interrupted and resumed gives the numbers of one that was not.
 """
 
 from __future__ import annotations

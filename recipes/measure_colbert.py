@@ -1,15 +1,15 @@
-"""Measures a late-interaction checkpoint on the held-out collections: one table, written into its card.
+"""Measures a late-interaction checkpoint on the held-out collections: one table, for its card.
 
     python recipes/measure_colbert.py --data DIR --model runs/nano_colbert/checkpoint --write
 
-Columns: the floor (the same shape, random weights), BM25 (k1 1.2, b 0.75, light stemming, stop words),
-then colbert and hybrid through a real index. nDCG@10 with a 95 % bootstrap interval over the queries.
+Columns: the floor (the same shape, random weights), BM25 (k1 1.2, b 0.75, light stemming, stop
+words), then lexical, colbert and hybrid through a real index. nDCG@10 with a 95 % bootstrap
+interval over the queries.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,14 +17,15 @@ from pathlib import Path
 import bm25s
 import numpy as np
 import pytrec_eval
-import retrieval
 import Stemmer
 from nano_colbert_heldout import Collection, collections
 from nano_colbert_model import NanoColbert, save_folder
-from retrieval.fusion import Fusion
 from tokenizers import Tokenizer
 
+import retrieval
 from lfm2_mm.config import BackboneConfig
+from lfm2_mm.weights import read_json
+from retrieval.fusion import Fusion
 
 DEPTH = 100
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
@@ -71,29 +72,33 @@ def interval(values: np.ndarray, rounds: int = 2000) -> tuple[float, float]:
 
 def untrained(model: Path, folder: Path) -> Path:
     """A checkpoint of the same shape and tokenizer with random weights: the floor."""
-    config = BackboneConfig.from_json(json.loads((model / "config.json").read_text(encoding="utf-8")))
-    dense = json.loads((model / "1_Dense/config.json").read_text(encoding="utf-8"))
+    config = BackboneConfig.from_json(read_json(model / "config.json"))
+    dense = read_json(model / "1_Dense/config.json")
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     save_folder(NanoColbert(config, dense["out_features"]), tokenizer, folder)
     return folder
 
 
-def measure(collection: Collection, model: Path, floor: Path, fusion: Fusion | None) -> dict[str, np.ndarray]:
+def measure(
+    collection: Collection, model: Path, floor: Path, fusion: Fusion | None
+) -> dict[str, np.ndarray]:
     """Column -> nDCG@10 of each query."""
     found = {"BM25": per_query(collection, bm25(collection))}
     rows = [(name, text, "") for name, text in collection.corpus.items()]
     for checkpoint, modes in ((floor, ("floor",)), (model, ("colbert", "hybrid", "lexical"))):
-        with tempfile.TemporaryDirectory(prefix="measure-") as place:
-            with retrieval.open(place, model=checkpoint, create=True) as index:
-                index.add_texts(rows)
-                for mode in modes:
-                    way = "colbert" if mode == "floor" else mode
-
-                    def rank(query: str, way: str = way) -> list[str]:
-                        return [name for name, _ in index.rank(query, DEPTH, way, fusion=fusion)]
-
-                    found[mode] = per_query(collection, rank)
+        with (
+            tempfile.TemporaryDirectory(prefix="measure-") as place,
+            retrieval.open(place, model=checkpoint, create=True) as index,
+        ):
+            index.add_texts(rows)
+            for mode in modes:
+                found[mode] = per_query(collection, through(index, mode, fusion))
     return found
+
+
+def through(index: retrieval.Index, mode: str, fusion: Fusion | None) -> Ranker:
+    way = "colbert" if mode == "floor" else mode
+    return lambda query: [name for name, _ in index.rank(query, DEPTH, way, fusion=fusion)]
 
 
 def table(results: dict[str, dict[str, np.ndarray]]) -> str:
@@ -125,16 +130,17 @@ def write_into(card: Path, text: str) -> None:
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     words.add_argument("--data", type=Path, required=True)
     words.add_argument("--model", type=Path, default=Path("lfm2_mm/assets/nano_colbert"))
     words.add_argument("--queries", type=int, default=400, help="at most, of each collection")
-    words.add_argument("--weight", type=float, help="share of colbert in the hybrid; default: the product's")
+    words.add_argument("--weight", type=float, help="share of colbert in hybrid mode")
     words.add_argument("--only", nargs="*", help="names of collections")
-    words.add_argument("--write-beir", type=Path, help="write the collections into this folder and stop")
+    words.add_argument("--write-beir", type=Path, help="only write the collections, to this folder")
     words.add_argument("--write", action="store_true", help="write the table into the model's card")
     args = words.parse_args(arguments)
-    chosen = [c for c in collections(args.data, args.queries) if not args.only or c.name in args.only]
+    every = collections(args.data, args.queries)
+    chosen = [c for c in every if not args.only or c.name in args.only]
     if args.write_beir:
         for collection in chosen:
             collection.write(args.write_beir / collection.name)
@@ -145,7 +151,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         floor = untrained(args.model, Path(folder) / "floor")
         for collection in chosen:
             results[collection.name] = measure(collection, args.model, floor, fusion)
-            shown = {column: round(float(v.mean()), 3) for column, v in results[collection.name].items()}
+            shown = {c: round(float(v.mean()), 3) for c, v in results[collection.name].items()}
             print(collection.name, shown, flush=True)
     text = table(results)
     print(text)

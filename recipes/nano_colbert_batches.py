@@ -1,6 +1,6 @@
-"""Batches of nano-colbert: passages of one source with the queries they answer, drawn from (seed, step).
+"""Batches of nano-colbert: passages of one source with queries they answer, by seed and step.
 
-Queries are a source's own, or made from the passage: one of its sentences, or a handful of its words.
+Queries are a source's own, or made from the passage: one of its sentences, or some of its words.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from itertools import accumulate
 import numpy as np
 from nano_colbert_data import WORD, Passage, Source, sentences
 
-STOP = frozenset(
-    "the and for that this with from are was were has have had been not but its can which their they will "
-    "also may into such than these those other more most some who when where what how many each between "
-    "during after before about over there then them his her our your you she him would could should".split()
+STOP_WORDS = (
+    "about after also and are been before between but can could did does during each for from had "
+    "has have her him his how into its many may more most not other our over she should some such "
+    "than that the their them then there these they this those was were what when where which who "
+    "will with would you your"
 )
+STOP = frozenset(STOP_WORDS.split())
 
 
 @dataclass
@@ -64,14 +66,15 @@ class Drawer:
 
     def ask(self, source: Source, passage: Passage, batch: Batch, rng: random.Random) -> None:
         """Adds a passage and its queries. Half of the time a quoted sentence leaves the passage."""
-        text, asked = passage.text, rng.sample(passage.queries, min(self.queries, len(passage.queries)))
+        text = passage.text
+        asked = rng.sample(passage.queries, min(self.queries, len(passage.queries)))
         if source.cloze and (len(asked) < self.queries or rng.random() < 0.3):
             quoted, shortened = self.quote(passage.text, rng)
             asked = [*asked[: self.queries - 1], quoted]
             text = shortened if rng.random() < 0.5 else text
         batch.answers += [len(batch.documents)] * len(asked)
         batch.documents.append(text)
-        batch.queries += [typed(query, rng) for query in asked if query] or []
+        batch.queries += [typed(query, rng) for query in asked]
 
     def quote(self, text: str, rng: random.Random) -> tuple[str, str]:
         """(a query made of the text, the text without what was quoted)."""
@@ -81,9 +84,8 @@ class Drawer:
         sentence = rng.choice(parts)
         words = sentence.split()
         start = rng.randrange(max(1, len(words) - 20))
-        return self.reworded(" ".join(words[start : start + rng.randint(8, 24)]), rng), text.replace(
-            sentence, " "
-        )
+        quoted = " ".join(words[start : start + rng.randint(8, 24)])
+        return self.reworded(quoted, rng), text.replace(sentence, " ")
 
     def key_words(self, text: str, rng: random.Random) -> str:
         """Three to eight words of a stretch of the text, in their order."""
@@ -108,13 +110,14 @@ def typed(query: str, rng: random.Random) -> str:
         query = query.rstrip("?. ")
     if rng.random() < 0.05 and len(query) > 8:
         at = rng.randrange(1, len(query) - 2)
-        swapped = query[at + 1] + query[at]
-        query = query[:at] + rng.choice((swapped, query[at] * 2 + query[at + 1], query[at + 1])) + query[at + 2 :]
+        one, other = query[at : at + 2]
+        slip = rng.choice((other + one, one + one + other, other))  # swapped, doubled, dropped
+        query = query[:at] + slip + query[at + 2 :]
     return query
 
 
 def mine(source: Source, count: int = 8) -> np.ndarray:
-    """(passages, count): the passages BM25 finds for the first query of each, or for its first words."""
+    """(passages, count): what BM25 finds for each passage's first query and first words."""
     import bm25s
     import Stemmer
 

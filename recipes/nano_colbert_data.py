@@ -15,11 +15,12 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 HELD_OUT_BOOK = "introduction-sociology"
 WORD = re.compile(r"[^\W\d_]{3,}")
+FOREIGN = ("site-packages", "dist-packages", "test", "idlelib", "lib2to3", "ensurepip")
 SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"(])")
 
 
@@ -32,8 +33,8 @@ class Passage:
 
 @dataclass
 class Source:
-    """Passages of one origin. `share` is its part of the training steps; `cloze`: passages may be asked by
-    their own sentences."""
+    """Passages of one origin. `share` is its part of the steps; with `cloze` passages may also be
+    asked by their own sentences."""
 
     name: str
     share: float
@@ -48,7 +49,11 @@ def read_lines(path: Path) -> list[dict]:
 
 def held_out(group: str, percent: int = 10) -> bool:
     """A stable draw by name, the same on every machine and in every run."""
-    return int.from_bytes(hashlib.sha1(group.encode()).digest()[:4], "big") % 100 < percent
+    return (
+        int.from_bytes(hashlib.sha1(group.encode(), usedforsecurity=False).digest()[:4], "big")
+        % 100
+        < percent
+    )
 
 
 def squad(data: Path) -> list[Passage]:
@@ -83,8 +88,11 @@ def grouped(rows: Iterator[tuple[str, str, str]]) -> list[Passage]:
 
 
 def openstax(data: Path) -> list[Passage]:
-    """Paragraphs under their headings; objectives, terms and review questions go to the paragraph of
-    their module that shares most of their rare words."""
+    """Paragraphs under their headings.
+
+    Objectives, definitions and review questions go to the paragraph of their module that shares
+    most of their rare words.
+    """
     folder = data / "retrieval/openstax"
     modules: dict[str, list[Passage]] = defaultdict(list)
     for row in read_lines(folder / "paragraphs.jsonl.xz"):
@@ -106,8 +114,8 @@ def merged(passages: list[Passage], length: int = 600) -> list[Passage]:
     """Neighbouring paragraphs joined until they are as long as an abstract."""
     result: list[Passage] = []
     for passage in passages:
-        if result and len(result[-1].text) < length and len(result[-1].text) + len(passage.text) < 1400:
-            last = result[-1]
+        last = result[-1] if result else passage
+        if result and len(last.text) < length and len(last.text) + len(passage.text) < 1400:
             last.text += " " + passage.text
             last.queries += [q for q in passage.queries if q not in last.queries]
         else:
@@ -115,7 +123,7 @@ def merged(passages: list[Passage], length: int = 600) -> list[Passage]:
     return result
 
 
-@lru_cache(maxsize=None)
+@cache
 def words(text: str) -> frozenset[str]:
     return frozenset(w.rstrip("s") for w in WORD.findall(text.lower()))
 
@@ -126,10 +134,11 @@ def rarities(texts: Iterator[str]) -> dict[str, float]:
 
 
 def closest(query: str, passages: list[Passage], rarity: dict[str, float]) -> Passage | None:
-    """The passage that holds most of the query's rare words, None when it holds less than a third."""
-    asked = words(query)
+    """The passage with most of the query's rare words, None when all have less than a third."""
+    asked = sorted(words(query))  # a set's order, and so the last bit of a sum, differs by process
     weight = sum(rarity.get(word, 0.0) for word in asked)
-    scored = [(sum(rarity[w] for w in asked & words(p.text)), i) for i, p in enumerate(passages)]
+    held = [words(passage.text) for passage in passages]
+    scored = [(sum(rarity[w] for w in asked if w in own), i) for i, own in enumerate(held)]
     best, at = max(scored, default=(0.0, 0))
     return passages[at] if weight and best > weight / 3 else None
 
@@ -140,7 +149,7 @@ def glossary(data: Path) -> list[Passage]:
 
 
 def tldr(data: Path) -> list[Passage]:
-    """Commands as a page without its explanations, asked by the explanations; and as single lines."""
+    """Commands as pages without explanations, asked by the explanations; and as single lines."""
     passages = []
     for row in read_lines(data / "retrieval/tldr/en.jsonl.xz"):
         asked = [what for what, _ in row["examples"]]
@@ -167,9 +176,12 @@ def factbook(data: Path) -> list[Passage]:
 
 def wordnet(data: Path) -> list[Passage]:
     rows = read_lines(data / "retrieval/wordnet/synsets.jsonl.xz")
-    plain = [Passage(r["def"], [", ".join(r["lemmas"]), *r["ex"][:2]], r["lemmas"][0]) for r in rows]
-    named = [Passage(f"{', '.join(r['lemmas'])}: {r['def']}", r["ex"][:2], r["lemmas"][0])
-             for r in rows if r["ex"]]  # fmt: skip
+    plain, named = [], []
+    for row in rows:
+        lemmas, examples = ", ".join(row["lemmas"]), row["ex"][:2]
+        plain.append(Passage(row["def"], [lemmas, *examples], row["lemmas"][0]))
+        if examples:
+            named.append(Passage(f"{lemmas}: {row['def']}", examples, row["lemmas"][0]))
     return plain + named
 
 
@@ -200,19 +212,21 @@ def onestop(data: Path) -> list[Passage]:
     passages = []
     for row in read_lines(data / "text/onestop_english.jsonl.xz"):
         if row["level"].startswith("Adv"):
-            parts = [Passage(p.strip(), group=row["name"]) for p in row["text"].split("\n") if p.strip()]
-            passages += merged(parts)
+            parts = (part.strip() for part in row["text"].split("\n"))
+            passages += merged([Passage(part, group=row["name"]) for part in parts if part])
     return passages
 
 
 def standard_library() -> list[Passage]:
-    """Functions of the running Python's own library, asked by their docstrings (PSF licence; files that
-    name another copyright are left out)."""
+    """Functions of the running Python's own library, asked by their docstrings (PSF licence).
+
+    Files that speak of a copyright or licence of their own are left out.
+    """
     root = Path(sysconfig.get_path("stdlib"))
     passages = []
     for path in sorted(root.rglob("*.py")):
         inner = path.relative_to(root)
-        if inner.parts[0] in ("site-packages", "dist-packages", "test", "idlelib", "lib2to3", "ensurepip"):
+        if inner.parts[0] in FOREIGN:
             continue
         code = path.read_text(encoding="utf-8", errors="replace")
         if "tests" in inner.parts or re.search(r"copyright|licen[cs]e", code, re.IGNORECASE):
@@ -222,7 +236,7 @@ def standard_library() -> list[Passage]:
 
 
 def functions(code: str, group: str) -> list[Passage]:
-    """Each function with a docstring: its source without the docstring, asked by the first paragraph."""
+    """Each function with a docstring: the source without it, asked by its first paragraph."""
     lines, passages = code.splitlines(), []
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -230,8 +244,8 @@ def functions(code: str, group: str) -> list[Passage]:
         doc = ast.get_docstring(node)
         if not doc or len(doc.split()) < 4 or len(node.body) < 2:
             continue
-        head, body = lines[node.lineno - 1 : node.body[0].lineno - 1], lines[node.body[0].end_lineno :]
-        body = body[: (node.end_lineno or 0) - (node.body[0].end_lineno or 0)]
+        head = lines[node.lineno - 1 : node.body[0].lineno - 1]
+        body = lines[node.body[0].end_lineno : node.end_lineno]
         text = textwrap.dedent("\n".join(head + body))
         query = " ".join(doc.split("\n\n")[0].split())
         passages.append(Passage(text, [query], group))

@@ -20,7 +20,7 @@ class Collection:
     name: str
     corpus: dict[str, str] = field(default_factory=dict)
     queries: dict[str, str] = field(default_factory=dict)
-    judgements: dict[str, dict[str, int]] = field(default_factory=dict)  # query -> document -> grade
+    judgements: dict[str, dict[str, int]] = field(default_factory=dict)  # by query, by document
 
     def write(self, folder: Path) -> None:
         """corpus.jsonl, queries.jsonl and qrels/test.tsv, as BEIR keeps them."""
@@ -28,8 +28,10 @@ class Collection:
         for name, texts in (("corpus", self.corpus), ("queries", self.queries)):
             lines = [json.dumps({"_id": i, "title": "", "text": t}) for i, t in texts.items()]
             (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        rows = [f"{q}\t{d}\t{grade}" for q, found in self.judgements.items() for d, grade in found.items()]
-        table = "\n".join(["query-id\tcorpus-id\tscore", *rows])
+        rows = ["query-id\tcorpus-id\tscore"]
+        for query, found in self.judgements.items():
+            rows += [f"{query}\t{document}\t{grade}" for document, grade in found.items()]
+        table = "\n".join(rows)
         (folder / "qrels/test.tsv").write_text(table + "\n", encoding="utf-8")
 
 
@@ -41,14 +43,13 @@ def collections(data: Path, queries: int = 400) -> list[Collection]:
         return [p for p in readers[name](data) if sources.is_held_out(name, p)]
 
     squad, qed = kept("squad"), kept("qed")
-    pages = [p for p in kept("tldr")[::1] if p.text.startswith(p.group + "\n") and len(p.queries) > 0]
-    pages = list({p.group: p for p in reversed(pages)}.values())
+    pages = {p.group: p for p in reversed(kept("tldr")) if p.text.startswith(f"{p.group}\n")}
     return [
         asked("encyclopaedia", squad, queries),
         asked("real-questions", qed + strip(squad), queries),
         book(data, queries),
         asked("medical", kept("medquad"), queries),
-        asked("commands", pages, queries),
+        asked("commands", list(pages.values()), queries),
         asked("python", kept("python"), queries),
     ]
 
@@ -73,7 +74,7 @@ def asked(name: str, passages: list[Passage], limit: int) -> Collection:
 
 
 def book(data: Path, limit: int) -> Collection:
-    """A textbook that was never seen: objectives and review questions -> all passages of their module."""
+    """A textbook never seen: objectives and review questions -> every passage of their module."""
     passages = [p for p in sources.openstax(data) if p.group.startswith(sources.HELD_OUT_BOOK)]
     modules: dict[str, list[int]] = defaultdict(list)
     for i, passage in enumerate(passages):

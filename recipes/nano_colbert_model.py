@@ -51,8 +51,11 @@ class NanoColbert(nn.Module):
 
     @torch.no_grad()
     def start_from(self, table: Tensor, seed: int = 0) -> None:
-        """Begin as the word matching that `table` is: blocks that add little, a projection that keeps
-        angles. Training bends a good beginning instead of looking for one."""
+        """Begin as the word matching that `table` is.
+
+        Blocks that add little, a projection that keeps angles: training bends a good beginning
+        instead of looking for one.
+        """
         generator = torch.Generator().manual_seed(seed)
         self.backbone.embedding.copy_(table)
         for name, parameter in self.backbone.layers.named_parameters():
@@ -96,10 +99,14 @@ def word_table(
     for i in range(len(names)):
         word = random.standard_normal(hidden - 1)
         common = stems.setdefault(stem(names[i]), random.standard_normal(hidden - 1))
-        own[i] = shared * common / np.linalg.norm(common) + (1 - shared) * word / np.linalg.norm(word)
+        own[i] = shared * unit(common) + (1 - shared) * unit(word)
     own *= np.sqrt(1 - (1 - gain[:, None]) ** 2) / np.linalg.norm(own, axis=1, keepdims=True)
     table = np.concatenate([1 - gain[:, None], own], axis=1)
     return torch.from_numpy(table * hidden**0.5).float()  # entries near 1, as RMS norm expects
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
 
 
 def rarities(tokenizer: Tokenizer, texts: Sequence[str], size: int) -> np.ndarray:
@@ -130,7 +137,7 @@ class Batcher:
         return self.padded(self.ids(texts, self.markers[0], QUERY_LENGTH), EOS, QUERY_LENGTH)
 
     def documents(self, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """ids (D, tokens), real (D, tokens) bool, counts (D, tokens) bool: real and no punctuation."""
+        """ids, real and counts (real and no punctuation), each (D, tokens)."""
         rows = self.ids(texts, self.markers[1], length)
         ids, real = self.padded(rows, PAD, max(map(len, rows)))
         return ids, real, real & ~torch.isin(ids, self.skip.to(ids.device))
@@ -168,10 +175,12 @@ def save_folder(model: NanoColbert, tokenizer: Tokenizer, folder: Path) -> None:
         },
         "1_Dense/model.safetensors": save({"linear.weight": dense.float().cpu().contiguous()}),
         "config_sentence_transformers.json": colbert_settings(),
-        "sentence_bert_config.json": {"max_seq_length": DOCUMENT_LENGTH - 1, "do_lower_case": False},
+        "sentence_bert_config.json": {
+            "max_seq_length": DOCUMENT_LENGTH - 1, "do_lower_case": False,
+        },
         "MODEL_CARD.md": CARD.read_text(encoding="utf-8"),
     }  # fmt: skip
-    # What PyLate computes in: the file is bfloat16, but so small a model has no need to be rounded again.
+    # dtype is what PyLate computes in: the file is bfloat16, the arithmetic need not be.
     trunk = config.to_json() | {"architectures": ["Lfm2Model"], "dtype": "float32"}
     write(folder, plain, trunk, files)
 

@@ -1,7 +1,7 @@
-"""The tokenizer of nano-colbert: byte-level BPE over accent-free lower-case words, in the LFM2 layout.
+"""The tokenizer of nano-colbert: byte-level BPE over lower-case words without accents.
 
-Blanks are dropped and camelCase is parted, so that a word has one beginning wherever it stands; what
-continues a word is marked with "##". Rare words thus fall into few pieces, the same ones everywhere.
+Blanks are dropped and camelCase is parted, so that a word has one beginning wherever it stands;
+what continues a word is marked with "##". Rare words thus fall into few pieces, always the same.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
-SPECIAL = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|fim_pre|>", "<|fim_mid|>", "<|fim_suf|>",
-           "<|im_start|>", "<|im_end|>")  # fmt: skip
+SPECIAL = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|fim_pre|>", "<|fim_mid|>",
+           "<|fim_suf|>", "<|im_start|>", "<|im_end|>")  # fmt: skip
 PAD, BOS, EOS = 0, 1, 7
 MARKERS = ("[Q] ", "[D] ")  # the last two rows of the table, as in LFM2-ColBERT-350M
 CONTINUED = "##"
@@ -43,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(with_every_byte(texts), trainer)
-    tokenizer.add_tokens([AddedToken(marker, normalized=False, special=False) for marker in MARKERS])
+    tokenizer.add_tokens([AddedToken(m, normalized=False, special=False) for m in MARKERS])
     tokenizer.post_processor = TemplateProcessing(
         single=f"{SPECIAL[BOS]} $A",
         pair=f"{SPECIAL[BOS]} $A $B",
@@ -53,8 +53,10 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def with_every_byte(texts: Iterable[str]) -> Iterable[str]:
-    """The texts, after words that hold every byte of UTF-8 inside a word: BPE has no unknown token, and
-    a byte whose "##" form was never seen would vanish."""
+    """The texts, after words that hold every byte of UTF-8 within a word.
+
+    BPE has no unknown token: a byte whose "##" form was never seen would vanish.
+    """
     ascii_letters = "".join(chr(c) for c in range(33, 127))
     yield from (f"x{c}" for c in ascii_letters)
     yield from (f"a{chr(c)}" for c in range(0x80, 0x110000, 61) if not 0xD800 <= c < 0xE000)
