@@ -190,7 +190,7 @@ def installed(package: str) -> str | None:
 def table(record: dict[str, Any]) -> str:
     machine, memory = record["machine"], record["machine"]["memory_gb_per_s"]
     lines = [
-        f"{record['shape']}, random weights, batch 1, {len(memory)} rounds; tokens per second",
+        f"{record['shape']}, random weights, batch 1, rounds: {len(memory)}; tokens per second",
         f"{machine['processor']}, {machine['threads']} threads; memory is read at "
         f"{max(memory):.1f} GB/s (by round: {', '.join(f'{m:.1f}' for m in memory)})",
         ", ".join(f"{name} {number or '-'}" for name, number in record["versions"].items()),

@@ -64,7 +64,14 @@ def open_ours(setting: Setting, weights: str) -> Opened:
     def measure(size: int, count: int) -> Timing:
         return Timing(timed(partial(run.prefill, size)), timed(partial(run.decode, count)))
 
-    return Opened(measure, choice.reason)
+    return Opened(measure, torch_kernels())
+
+
+def torch_kernels() -> str:
+    """The instructions torch's own kernels use; oneDNN finds its own."""
+    import torch
+
+    return f"torch with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def open_transformers(setting: Setting, weights: str) -> Opened:
@@ -79,14 +86,14 @@ def open_transformers(setting: Setting, weights: str) -> Opened:
     config = Lfm2Config(**setting.config.to_json())
     model = Lfm2ForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
     load_random(model, setting.config)
-    note = f"attention {config._attn_implementation}"
+    note = f"{torch_kernels()}, attention {config._attn_implementation}"
     if weights == "int8":
         torch.backends.quantized.engine = "onednn"
         model = torch.ao.quantization.quantize_dynamic(
             model.float(), {torch.nn.Linear}, dtype=torch.qint8, inplace=True
         )
         note += ", torch.ao quantize_dynamic, engine onednn"
-    ids = torch.randint(0, config.vocab_size, (1, setting.context))
+    ids = torch.randint(0, setting.config.vocab_size, (1, setting.context))
     return Opened(partial(measure_transformers, model, ids), note)
 
 
