@@ -258,7 +258,7 @@ class Backbone(nn.Module):
         self.head: nn.Module | None = None
         if not config.tied:
             self.head = Linear(config.hidden_size, config.vocab_size)
-        self.packed = False
+        self.packed = self.headless = False
 
     @classmethod
     def new(cls, config: BackboneConfig, *, seed: int = 0, bidirectional: bool = False) -> Backbone:
@@ -345,11 +345,9 @@ class Backbone(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, hidden_size) -> (…, vocab_size)."""
-        if self.head is not None:
-            return self.head(hidden)
-        if self.packed:
+        if self.headless:
             raise ValueError("this backbone was opened without a head")
-        return F.linear(hidden, self.embedding)
+        return F.linear(hidden, self.embedding) if self.head is None else self.head(hidden)
 
     def _run(
         self, embeds: Tensor, state: State | None, mask: Tensor | None, convolve_padding: bool

@@ -116,6 +116,9 @@ def build(
             continue
         check(key, tensor, awaited.pop(key, None))
         ours = goes_to[key]
+        if ours == "head.weight" and not head:
+            backbone.head = None
+            continue
         parts = pending.setdefault(ours, {})
         parts[key] = tensor
         if len(parts) == len(names[ours]):
@@ -127,8 +130,8 @@ def build(
     embedding = backbone.embedding
     if tied_copy is not None and not torch.equal(tied_copy.to(embedding), embedding):
         raise CheckpointDamaged("lm_head.weight differs from the embedding it should be tied to")
-    backbone.packed = choice.weights == "int8"
-    if backbone.packed and head and backbone.head is None:
+    backbone.packed, backbone.headless = choice.weights == "int8", not head
+    if backbone.packed and head and config.tied:
         backbone.head = Int8Linear(backbone.embedding)
     return backbone.eval().requires_grad_(False)
 

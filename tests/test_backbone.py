@@ -488,9 +488,10 @@ class TestOtherDtypes:
             assert other.expert_bias.dtype == torch.float32
         assert torch.equal(other.gate.weight, exact.gate.weight)
 
-    def test_without_a_head_hidden_states_are_the_same_and_logits_are_refused(self) -> None:
-        whole = opened("attention_first", dtype="int8")
-        bare = opened("attention_first", dtype="int8", head=False)
+    @pytest.mark.parametrize("dtype", ["fp32", "int8"])
+    @pytest.mark.parametrize("name", ["attention_first", "dense"])
+    def test_without_a_head_only_logits_are_missing(self, name: str, dtype: str) -> None:
+        whole, bare = opened(name, dtype=dtype), opened(name, dtype=dtype, head=False)
         ids = some_ids(1, 8)
         hidden = full(whole, ids)
         assert torch.equal(full(bare, ids), hidden)
