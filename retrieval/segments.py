@@ -1,7 +1,8 @@
 """Token vectors on disk: written as a stream, read by memory map, scored exactly. Knows no text.
 
-A segment is two files: NAME.vectors (rows of one codec, one after the other) and NAME.rows (int64:
-the ids of its passages, ascending, then where the rows of each begin, and the end).
+A segment is three files: NAME.vectors (rows of one codec, one after the other), NAME.rows (int64:
+the ids of its passages, ascending, then where the rows of each begin, and the end) and NAME.sums
+(uint32: crc32 of each block of the vectors, so that a block is compared before it is first used).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import sys
+import zlib
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ from lfm2_mm.errors import BadInput, IndexDamaged
 from retrieval.maxsim import blocks, maxsim
 from retrieval.storage import SEGMENTS, Entry, Part, flush, flush_folder
 from retrieval.types import Damage
+
+SUM_BYTES = 64 << 10  # of the vectors, under one checksum; a passage is some twenty thousand
 
 
 class Codec(Protocol):
@@ -104,6 +108,15 @@ class SegmentWriter:
         self._ids.append(chunk)
         self._offsets.append(self.tokens + len(vectors))
 
+    def copy(self, segment: Segment, rows: np.ndarray) -> None:
+        """Append passages of another segment of this codec and dimension, byte for byte."""
+        if segment.entry.codec != self._codec.name:
+            raise BadInput(f"rows of {segment.entry.codec} cannot follow {self._codec.name}")
+        for row in rows.tolist():
+            self._file.write(segment.stored(row).tobytes())
+            self._ids.append(int(segment.ids[row]))
+            self._offsets.append(self.tokens + int(segment.bounds[row + 1] - segment.bounds[row]))
+
     def cut(self, chunks: int) -> None:
         """Keep the first `chunks` passages only."""
         del self._ids[chunks:], self._offsets[chunks + 1 :]
@@ -111,20 +124,26 @@ class SegmentWriter:
         self._file.truncate()
 
     def finish(self) -> Entry:
-        """Both files durable; the entry to publish."""
+        """All files durable; the entry to publish."""
         flush(self._file)
         self._file.close()
-        rows = self._folder / f"{self.name}.rows"
-        with rows.open("wb") as file:
-            file.write(np.array([*self._ids, *self._offsets], dtype="<i8").tobytes())
-            flush(file)
-        flush_folder(self._folder)
+        vectors = self._folder / f"{self.name}.vectors"
+        sums, whole = summed(vectors)
         parts = {
-            path.name: Part(path.stat().st_size, digest(path))
-            for path in (self._folder / f"{self.name}.vectors", rows)
+            vectors.name: Part(vectors.stat().st_size, whole),
+            **self._small("rows", np.array([*self._ids, *self._offsets], dtype="<i8").tobytes()),
+            **self._small("sums", sums.tobytes()),
         }
+        flush_folder(self._folder)
         first, last = self._ids[0], self._ids[-1]
         return Entry(self.name, self._codec.name, first, last, len(self), self.tokens, parts)
+
+    def _small(self, suffix: str, content: bytes) -> dict[str, Part]:
+        path = self._folder / f"{self.name}.{suffix}"
+        with path.open("wb") as file:
+            file.write(content)
+            flush(file)
+        return {path.name: Part(len(content), hashlib.sha256(content).hexdigest())}
 
     def discard(self) -> None:
         self._file.close()
@@ -138,13 +157,16 @@ class Segment:
     def __init__(self, folder: Path, entry: Entry, dim: int) -> None:
         self.entry = entry
         self._codec = CODECS[entry.codec]
-        vectors = folder / SEGMENTS / f"{entry.name}.vectors"
-        rows = folder / SEGMENTS / f"{entry.name}.rows"
+        self._path = folder / SEGMENTS / f"{entry.name}.vectors"
         width = self._codec.row_bytes(dim)
-        numbers = _mapped(rows, "<i8", 2 * entry.chunks + 1, 8)
-        self.ids = np.array(numbers[: entry.chunks])
-        self.bounds = np.array(numbers[entry.chunks :])
-        self._rows = _mapped(vectors, np.uint8, entry.tokens * width, 1).reshape(-1, width)
+        numbers = np.frombuffer(_whole(folder, entry, "rows"), "<i8")
+        self.ids = numbers[: entry.chunks]
+        self.bounds = numbers[entry.chunks :]
+        self._sums = np.frombuffer(_whole(folder, entry, "sums"), "<u4")
+        self._bytes = _mapped(self._path, entry.tokens * width)
+        self._rows = self._bytes.reshape(-1, width)
+        self._width = width
+        self._trusted = np.zeros(len(self._sums), dtype=bool)  # blocks that were compared
         self.live = np.ones(entry.chunks, dtype=bool)
         for first, last in entry.dead:
             self.live[slice(*np.searchsorted(self.ids, (first, last)))] = False
@@ -158,7 +180,52 @@ class Segment:
 
     def vectors(self, row: int) -> np.ndarray:
         """(T, dim) float32 of one passage."""
-        return self._codec.decode(self._rows[self.bounds[row] : self.bounds[row + 1]])
+        return self._codec.decode(self.stored(row))
+
+    def stored(self, row: int) -> np.ndarray:
+        """(T, row_bytes) uint8 of one passage."""
+        self.trust(np.array([row]))
+        return self._rows[self.bounds[row] : self.bounds[row + 1]]
+
+    def trust(self, rows: np.ndarray) -> None:
+        """Compare the blocks that hold these passages with their checksums, each block once.
+
+        Whatever reads `_rows` calls this first. Raises IndexDamaged.
+        """
+        if self._trusted.all():
+            return
+        for block in np.flatnonzero(self._touched(rows) & ~self._trusted).tolist():
+            if not self._sound(block):
+                raise IndexDamaged(
+                    f"{self._path} does not fit its checksum at byte {block * SUM_BYTES:,}: "
+                    "`lfm2-mm check` tells what is damaged, `repair` mends it"
+                )
+            self._trusted[block] = True
+
+    def damaged(self) -> np.ndarray:
+        """Rows of the passages that lie in blocks which do not fit their checksum."""
+        bad = np.array([not self._sound(block) for block in range(len(self._sums))], dtype=bool)
+        first, last = self._blocks(np.arange(self.entry.chunks))
+        before = np.concatenate([[0], np.cumsum(bad)])
+        return np.flatnonzero(before[last] - before[first])
+
+    def _sound(self, block: int) -> bool:
+        content = self._bytes[block * SUM_BYTES : (block + 1) * SUM_BYTES]
+        return zlib.crc32(content.data) == int(self._sums[block])
+
+    def _touched(self, rows: np.ndarray) -> np.ndarray:
+        """Which blocks (as bool) hold vectors of some passages."""
+        first, last = self._blocks(rows)
+        edges = np.zeros(len(self._sums) + 1, dtype=np.int64)
+        np.add.at(edges, first, 1)
+        np.add.at(edges, last, -1)
+        return np.cumsum(edges[:-1]) > 0
+
+    def _blocks(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The blocks of each passage, from and up to; none of one that has no vectors."""
+        first, last = self.bounds[rows] * self._width, self.bounds[rows + 1] * self._width
+        start = first // SUM_BYTES
+        return start, np.where(first < last, (last - 1) // SUM_BYTES + 1, start)
 
     def scores(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Exact MaxSim of the passages in `rows` (ascending), some megabytes at a time."""
@@ -172,6 +239,7 @@ class Segment:
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
         """The stored vectors of some passages, in a piece; neighbours are not copied one by one."""
+        self.trust(rows)
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         runs = [
             self._rows[self.bounds[run[0]] : self.bounds[run[-1] + 1]]
@@ -252,14 +320,37 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _mapped(path: Path, dtype: str | type, count: int, size: int) -> np.ndarray:
-    """A file of `count` numbers, mapped. Raises IndexDamaged for another size."""
+def summed(path: Path) -> tuple[np.ndarray, str]:
+    """crc32 (blocks,) of a file's blocks of SUM_BYTES, and its sha256 in hex."""
+    found, whole = [], hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(SUM_BYTES):
+            found.append(zlib.crc32(block))
+            whole.update(block)
+    return np.array(found, dtype="<u4"), whole.hexdigest()
+
+
+def _whole(folder: Path, entry: Entry, suffix: str) -> bytes:
+    """A small file of a segment, compared with its checksum. Raises IndexDamaged."""
+    name = f"{entry.name}.{suffix}"
+    content = (folder / SEGMENTS / name).read_bytes()
+    part = entry.parts[name]
+    if len(content) != part.bytes or hashlib.sha256(content).hexdigest() != part.sha256:
+        raise _damaged(folder / SEGMENTS / name, "does not fit its checksum")
+    return content
+
+
+def _mapped(path: Path, size: int) -> np.ndarray:
+    """A file of `size` bytes, mapped. Raises IndexDamaged for another size."""
     found = path.stat().st_size
-    if found != count * size:
-        raise IndexDamaged(
-            f"{path} has {found} bytes; {count * size} were written: "
-            "`lfm2-mm check` tells what else is damaged"
-        )
-    if not count:
-        return np.empty(0, dtype=dtype)  # an empty file cannot be mapped
-    return np.memmap(path, dtype=dtype, mode="r", shape=(count,))
+    if found != size:
+        raise _damaged(path, f"has {found} bytes; {size} were written")
+    if not size:
+        return np.empty(0, dtype=np.uint8)  # an empty file cannot be mapped
+    return np.memmap(path, dtype=np.uint8, mode="r", shape=(size,))
+
+
+def _damaged(path: Path, what: str) -> IndexDamaged:
+    return IndexDamaged(
+        f"{path} {what}: `lfm2-mm check` tells what else is damaged, `repair` mends it"
+    )

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from lfm2_mm.errors import BadInput, IndexBusy, IndexDamaged, IndexMismatch, IndexMissing
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 LOCK = "lock"
 CATALOG = "catalog.sqlite"
@@ -130,8 +130,13 @@ def load(folder: Path) -> Manifest:
         raise _damaged(folder, f"cannot be read ({error})") from error
     if isinstance(version, int) and version > VERSION:
         raise IndexMismatch(
-            f"{folder} has format {version}, made by a newer lfm2-mm; this one reads up to "
+            f"{folder} has format {version}, made by a newer lfm2-mm; this one reads "
             f"{VERSION}: upgrade lfm2-mm, or index again into a new folder"
+        )
+    if isinstance(version, int) and version < VERSION:
+        raise IndexMismatch(
+            f"{folder} has format {version}, made by an older lfm2-mm; this one reads {VERSION}: "
+            "index again into a new folder"
         )
     if seal != _seal(raw):
         raise _damaged(folder, "does not fit its own checksum")

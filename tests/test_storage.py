@@ -14,7 +14,15 @@ import pytest
 from lfm2_mm.errors import BadInput, IndexBusy, IndexDamaged, IndexMismatch, IndexMissing
 from retrieval import storage
 from retrieval.maxsim import maxsim
-from retrieval.segments import CODECS, Exact, Segment, SegmentWriter, sweep, verify
+from retrieval.segments import (
+    CODECS,
+    SUM_BYTES,
+    Exact,
+    Segment,
+    SegmentWriter,
+    sweep,
+    verify,
+)
 from retrieval.storage import Entry, Manifest, Part, Stamp
 
 DIM = 16
@@ -197,7 +205,7 @@ def test_a_segment_cut_back_equals_one_that_never_had_more(tmp_path: Path) -> No
     assert [p.sha256 for p in cut.parts.values()] == [p.sha256 for p in plain.parts.values()]
 
 
-@pytest.mark.parametrize("suffix", ["vectors", "rows"])
+@pytest.mark.parametrize("suffix", ["vectors", "rows", "sums"])
 @pytest.mark.parametrize("harm", ["flip", "shorten", "remove"])
 def test_harm_to_a_segment_is_named(tmp_path: Path, suffix: str, harm: str) -> None:
     entry = written(tmp_path, [3, 4])
@@ -211,9 +219,37 @@ def test_harm_to_a_segment_is_named(tmp_path: Path, suffix: str, harm: str) -> N
     else:
         path.write_bytes(bytes([whole[0] ^ 4]) + whole[1:])
     assert [damage.file for damage in verify(tmp_path, entry)] == [f"segments/000001.{suffix}"]
-    if harm == "shorten":
-        with pytest.raises(IndexDamaged, match="bytes"):
-            Segment(tmp_path, entry, DIM)
+    if harm != "remove":
+        with pytest.raises(IndexDamaged, match=path.name):
+            Segment(tmp_path, entry, DIM).scores(unit(2, 9), np.arange(2))
+
+
+def test_a_flipped_bit_is_served_to_nobody_and_the_other_blocks_stay_of_use(tmp_path: Path) -> None:
+    entry = written(tmp_path, [512] * 20)  # five blocks of 64 KiB, four passages in each
+    path = tmp_path / "segments" / "000001.vectors"
+    whole = bytearray(path.read_bytes())
+    whole[2 * SUM_BYTES + 77] ^= 1
+    path.write_bytes(whole)
+    segment = Segment(tmp_path, entry, DIM)
+    query, sound = unit(3, 99), np.array([*range(8), *range(12, 20)])
+    exact = maxsim(query, [unit(512, row + 1) for row in sound])
+    np.testing.assert_allclose(segment.scores(query, sound), exact, atol=3 * 2**-11)
+    assert segment.damaged().tolist() == [8, 9, 10, 11]
+    for row in (8, 11):
+        with pytest.raises(IndexDamaged, match=r"000001\.vectors.*at byte 131,072"):
+            segment.vectors(row)
+    with pytest.raises(IndexDamaged):
+        segment.scores(query, np.arange(20))
+
+
+def test_passages_are_copied_byte_for_byte(tmp_path: Path) -> None:
+    source = Segment(tmp_path, written(tmp_path, [3, 0, 5, 70]), DIM)
+    writer = SegmentWriter(tmp_path, 2, DIM, CODECS["float16"])
+    writer.copy(source, np.array([1, 3]))
+    copied = Segment(tmp_path, writer.finish(), DIM)
+    assert copied.ids.tolist() == [2, 4]
+    for row, original in enumerate([1, 3]):
+        np.testing.assert_array_equal(copied.stored(row), source.stored(original))
 
 
 def test_sweeping_removes_what_no_manifest_names(tmp_path: Path) -> None:
