@@ -85,6 +85,16 @@ def test_left_padded_batch_equals_transformers(name: str) -> None:
     assert_close(both.ours(both.ours.embed(ids), mask)[mask], expected[mask])
 
 
+@pytest.mark.parametrize("name", ["dense", "attention_only", "kernel_two", "moe"])
+def test_right_padded_batch_equals_transformers_at_padding_too(name: str) -> None:
+    """A query's expansion is padding whose vectors are used: it sees the real tokens only."""
+    both = pair(name)
+    rows = [some_ids(n, seed=n) for n in (3, 1, 6)]
+    ids, mask = padded(rows, [[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0], [1] * 6])
+    expected = reference_hidden(both.reference, ids, attention_mask=mask.long())
+    assert_close(both.ours(both.ours.embed(ids), mask), expected)
+
+
 class TestWhereTransformersIsWrong:
     """Version 5.3.0 contradicts its own full pass; ours agrees with that pass.
 

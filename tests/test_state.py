@@ -178,6 +178,17 @@ def test_a_ragged_batch_decodes_as_each_row_alone(backbone: Backbone, side: str)
     assert state.lengths == (9, 5, 7)
 
 
+def test_a_fork_where_only_the_shorter_row_has_gone_on(backbone: Backbone) -> None:
+    """Both branches are as long as the longest row, which says nothing of who wrote last."""
+    rows = [some_ids(3), some_ids(6, seed=1)]
+    ids, mask = padded(rows, [[1, 1, 1, 0, 0, 0], [1] * 6])
+    _, start = backbone.step(backbone.embed(ids), mask=mask)
+    only_first = [[True], [False]]
+    branch, seen = go_on(backbone, start, rows, [some_ids(1, seed=2), rows[1][:0]], only_first)
+    go_on(backbone, start, rows, [some_ids(1, seed=3), rows[1][:0]], only_first)
+    go_on(backbone, branch, seen, [some_ids(1, seed=4)] * 2, [[True], [True]])
+
+
 class TestGrowth:
     """Buffers grow at 256 and by a quarter; nothing is lost where they do."""
 
