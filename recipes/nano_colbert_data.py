@@ -217,21 +217,22 @@ def onestop(data: Path) -> list[Passage]:
     return passages
 
 
-def standard_library() -> list[Passage]:
-    """Functions of the running Python's own library, asked by their docstrings (PSF licence).
+def python(data: Path) -> list[Passage]:
+    """Functions asked by their docstrings.
 
-    Files that speak of a copyright or licence of their own are left out.
+    Of retrieval/python where the data folder has it, else of the running Python's own library (PSF
+    licence). Files that speak of a copyright or licence of their own are left out.
     """
-    root = Path(sysconfig.get_path("stdlib"))
+    own = data / "retrieval/python"
+    root = own if own.is_dir() else Path(sysconfig.get_path("stdlib"))
     passages = []
     for path in sorted(root.rglob("*.py")):
         inner = path.relative_to(root)
-        if inner.parts[0] in FOREIGN:
+        if inner.parts[0] in FOREIGN or "tests" in inner.parts:
             continue
         code = path.read_text(encoding="utf-8", errors="replace")
-        if "tests" in inner.parts or re.search(r"copyright|licen[cs]e", code, re.IGNORECASE):
-            continue
-        passages += functions(code, group=inner.as_posix())
+        if not re.search(r"copyright|licen[cs]e", code, re.IGNORECASE):
+            passages += functions(code, group=inner.as_posix())
     return passages
 
 
@@ -263,7 +264,7 @@ READERS: tuple[tuple[str, float, Callable[[Path], list[Passage]], bool, bool], .
     ("glossary", 0.03, glossary, False, False),
     ("medquad", 0.11, medquad, True, False),
     ("tldr", 0.10, tldr, False, False),
-    ("python", 0.05, lambda data: standard_library(), False, False),
+    ("python", 0.05, python, False, False),
     ("factbook", 0.04, factbook, False, False),
     ("wordnet", 0.06, wordnet, False, False),
 )

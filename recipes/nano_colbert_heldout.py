@@ -40,7 +40,11 @@ def collections(data: Path, queries: int = 400) -> list[Collection]:
     readers = {name: read for name, _, read, _, _ in sources.READERS}
 
     def kept(name: str) -> list[Passage]:
-        return [p for p in readers[name](data) if sources.is_held_out(name, p)]
+        every = readers[name](data)
+        seen = {
+            p.text for p in every if not sources.is_held_out(name, p)
+        }  # modules share functions
+        return [p for p in every if sources.is_held_out(name, p) and p.text not in seen]
 
     squad, qed = kept("squad"), kept("qed")
     pages = {p.group: p for p in reversed(kept("tldr")) if p.text.startswith(f"{p.group}\n")}

@@ -6,6 +6,7 @@ what continues a word is marked with "##". Rare words thus fall into few pieces,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Regex, Tokenizer
@@ -26,39 +27,43 @@ CONTINUED = "##"
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
-    """A tokenizer of `size` entries, special tokens and markers included."""
-    tokenizer = Tokenizer(BPE(continuing_subword_prefix=CONTINUED))
+    """A tokenizer of `size` entries, special tokens and markers included.
+
+    The same texts give the same tokenizer.
+    """
+    tokenizer = pipeline(BPE(continuing_subword_prefix=CONTINUED))
+    alphabet = sorted(ByteLevel.alphabet())
+    # Every continued byte must have an entry: BPE has no unknown token, what it lacks would vanish.
+    # Only special tokens get their ids in the order given; the other ways differ by run.
+    trainer = BpeTrainer(
+        vocab_size=size - len(MARKERS),
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        continuing_subword_prefix=CONTINUED,
+        special_tokens=[*SPECIAL, *alphabet, *(CONTINUED + letter for letter in alphabet)],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    model = json.loads(tokenizer.to_str())["model"]  # without those that were special for this
+    merges = [tuple(pair) for pair in model["merges"]]
+    made = pipeline(BPE(model["vocab"], merges, continuing_subword_prefix=CONTINUED))
+    made.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    made.add_tokens([AddedToken(m, special=False, normalized=False) for m in MARKERS])
+    made.post_processor = TemplateProcessing(
+        single=f"{SPECIAL[BOS]} $A",
+        pair=f"{SPECIAL[BOS]} $A $B",
+        special_tokens=[(SPECIAL[BOS], BOS)],
+    )
+    return made
+
+
+def pipeline(model: BPE) -> Tokenizer:
+    """A tokenizer that parts text into words for `model`."""
+    tokenizer = Tokenizer(model)
     camel_case = Replace(Regex(r"(?<=\p{Ll})(?=\p{Lu})"), " ")
     tokenizer.normalizer = Normalizers([camel_case, NFKD(), StripAccents(), Lowercase()])
     words = Split(Regex(r"[\p{L}\p{M}]+|\p{N}+|."), "isolated")
     byte_level = ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = PreTokenizers([WhitespaceSplit(), words, byte_level])
     tokenizer.decoder = ByteLevelDecoder()
-    trainer = BpeTrainer(
-        vocab_size=size - len(MARKERS),
-        min_frequency=2,
-        initial_alphabet=ByteLevel.alphabet(),
-        continuing_subword_prefix=CONTINUED,
-        special_tokens=list(SPECIAL),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(with_every_byte(texts), trainer)
-    tokenizer.add_tokens([AddedToken(m, normalized=False, special=False) for m in MARKERS])
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{SPECIAL[BOS]} $A",
-        pair=f"{SPECIAL[BOS]} $A $B",
-        special_tokens=[(SPECIAL[BOS], BOS)],
-    )
     return tokenizer
-
-
-def with_every_byte(texts: Iterable[str]) -> Iterable[str]:
-    """The texts, after words that hold every byte of UTF-8 within a word.
-
-    BPE has no unknown token: a byte whose "##" form was never seen would vanish.
-    """
-    ascii_letters = "".join(chr(c) for c in range(33, 127))
-    yield from (f"x{c}" for c in ascii_letters)
-    yield from (f"a{chr(c)}" for c in range(0x80, 0x110000, 61) if not 0xD800 <= c < 0xE000)
-    yield f"a{ascii_letters}"
-    yield from texts
