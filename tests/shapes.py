@@ -53,6 +53,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 NAMES = tuple(SHAPES)
+# Where real tokens lie in the rows of a batch.
+MASKS = {
+    "right": [[1, 1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0], [1] * 7, [1, 0, 0, 0, 0, 0, 0]],
+    "left": [[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1], [1] * 7, [0, 0, 0, 0, 0, 0, 1]],
+    "mixed": [[0, 0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0], [0] * 6 + [1]],
+    "between": [[1, 0, 1, 0, 0, 1, 1], [0, 1, 0, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0, 1], [1] * 7],
+    "one row, right": [[1, 1, 1, 0, 0]],
+    "one row, left": [[0, 0, 1, 1, 1]],
+    "one row, one token": [[0, 0, 0, 1, 0]],
+    "with rows of padding": [[0] * 5, [0, 1, 1, 0, 1], [0] * 5, [1] * 5],
+}
 # fp32: the same sums in another order (other matrix shapes, fused projections). Up to 7e-6 was seen
 # in hidden states (up to 5) and 2e-5 in logits (up to 55); a wrong tap or mask gives 1e-1 and more.
 CLOSE = {"atol": 5e-5, "rtol": 1e-5}
