@@ -21,6 +21,11 @@ STOP_WORDS = (
     "will with would you your"
 )
 STOP = frozenset(STOP_WORDS.split())
+FRAMES = (
+    "what is known about {}", "articles that deal with {}", "I am interested in {}", "papers on {}",
+    "information about {}", "has anybody studied {}", "please find out about {}", "what are {}",
+    "methods and results concerning {}", "a description of {}", "why {}", "the role of {}",
+)  # fmt: skip
 
 
 @dataclass
@@ -88,12 +93,13 @@ class Drawer:
         return self.reworded(quoted, rng), text.replace(sentence, " ")
 
     def key_words(self, text: str, rng: random.Random) -> str:
-        """Three to eight words of a stretch of the text, in their order."""
+        """Three to eight words of a stretch of the text, in their order, at times in a question."""
         words = [w for w in WORD.findall(text) if w.lower() not in STOP]
         start = rng.randrange(max(1, len(words) - 30))
         window = words[start : start + 30]
         chosen = sorted(rng.sample(range(len(window)), min(len(window), rng.randint(3, 8))))
-        return self.reworded(" ".join(window[i] for i in chosen), rng) or text[:80]
+        query = self.reworded(" ".join(window[i] for i in chosen), rng) or text[:80]
+        return rng.choice(FRAMES).format(query) if rng.random() < 0.3 else query
 
     def reworded(self, query: str, rng: random.Random) -> str:
         """The query with a fifth of the words that have synonyms replaced by one."""

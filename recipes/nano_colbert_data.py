@@ -209,12 +209,24 @@ def wikitext(data: Path) -> list[Passage]:
 
 
 def onestop(data: Path) -> list[Passage]:
-    passages = []
-    for row in read_lines(data / "text/onestop_english.jsonl.xz"):
+    """News in advanced English, asked by sentences of their retellings in plainer words."""
+    rows = read_lines(data / "text/onestop_english.jsonl.xz")
+    articles: dict[str, list[Passage]] = {}
+    for row in rows:
+        name = row["name"].rsplit("-", 1)[0]
         if row["level"].startswith("Adv"):
             parts = (part.strip() for part in row["text"].split("\n"))
-            passages += merged([Passage(part, group=row["name"]) for part in parts if part])
-    return passages
+            articles[name] = merged([Passage(part, group=name) for part in parts if part])
+    everything = [passage for passages in articles.values() for passage in passages]
+    rarity = rarities(p.text for p in everything)
+    for row in rows:
+        passages = articles.get(row["name"].rsplit("-", 1)[0], [])
+        if not row["level"].startswith("Adv"):
+            for sentence in sentences(row["text"]):
+                found = closest(sentence, passages, rarity)
+                if found is not None and sentence not in found.text:
+                    found.queries.append(sentence)
+    return everything
 
 
 def python(data: Path) -> list[Passage]:
@@ -259,7 +271,7 @@ READERS: tuple[tuple[str, float, Callable[[Path], list[Passage]], bool, bool], .
     ("squad-sentences", 0.09, squad_sentences, False, True),
     ("qed", 0.04, qed, True, True),
     ("wikitext", 0.03, wikitext, True, True),
-    ("onestop", 0.03, onestop, True, True),
+    ("onestop", 0.06, onestop, True, True),
     ("openstax", 0.32, openstax, True, False),
     ("glossary", 0.03, glossary, False, False),
     ("medquad", 0.11, medquad, True, False),
