@@ -10,65 +10,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 import numpy as np
 
 from lfm2_mm.errors import BadInput, IndexDamaged
-from retrieval.maxsim import blocks, maxsim
+from retrieval.codecs import CODECS as CODECS
+from retrieval.codecs import Codec
 from retrieval.storage import SEGMENTS, Entry, Part, flush, flush_folder
 from retrieval.types import Damage
 
 SUM_BYTES = 64 << 10  # of the vectors, under one checksum; a passage is some twenty thousand
-
-
-class Codec(Protocol):
-    """How vectors lie on the disk. A row has the same number of bytes whatever it holds."""
-
-    name: str
-
-    def row_bytes(self, dim: int) -> int: ...
-
-    def encode(self, vectors: np.ndarray) -> bytes:
-        """(T, dim) float32 -> T rows."""
-        ...
-
-    def scores(self, query: np.ndarray, rows: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-        """Exact MaxSim of (Q, dim) float32 over rows (T, row_bytes) uint8 with bounds (N + 1,)."""
-        ...
-
-    def decode(self, rows: np.ndarray) -> np.ndarray:
-        """(T, row_bytes) uint8 -> (T, dim) float32."""
-        ...
-
-
-class Float16:
-    """Two bytes a dimension. A cosine of unit vectors is off by less than 1e-3."""
-
-    name = "float16"
-
-    def row_bytes(self, dim: int) -> int:
-        return 2 * dim
-
-    def encode(self, vectors: np.ndarray) -> bytes:
-        return vectors.astype("<f2").tobytes()
-
-    def decode(self, rows: np.ndarray) -> np.ndarray:
-        halves = rows.view("<f2")
-        if "torch" in sys.modules and sys.byteorder == "little":  # three times numpy's conversion
-            return sys.modules["torch"].from_numpy(halves.copy()).float().numpy()
-        return halves.astype(np.float32)
-
-    def scores(self, query: np.ndarray, rows: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-        return maxsim(query, self.decode(rows), bounds)
-
-
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Float16(),)}
 
 
 class SegmentWriter:
@@ -156,8 +112,10 @@ class Segment:
 
     def __init__(self, folder: Path, entry: Entry, dim: int) -> None:
         self.entry = entry
-        self._codec = CODECS[entry.codec]
         self._path = folder / SEGMENTS / f"{entry.name}.vectors"
+        if entry.codec not in CODECS:
+            raise _damaged(self._path, f"is told to be {entry.codec!r}, which is no codec")
+        self._codec, self._dim = CODECS[entry.codec], dim
         width = self._codec.row_bytes(dim)
         numbers = np.frombuffer(_whole(folder, entry, "rows"), "<i8")
         self.ids = numbers[: entry.chunks]
@@ -180,7 +138,7 @@ class Segment:
 
     def vectors(self, row: int) -> np.ndarray:
         """(T, dim) float32 of one passage."""
-        return self._codec.decode(self.stored(row))
+        return self._codec.decode(self.stored(row), self._dim)
 
     def stored(self, row: int) -> np.ndarray:
         """(T, row_bytes) uint8 of one passage."""
@@ -228,24 +186,9 @@ class Segment:
         return start, np.where(first < last, (last - 1) // SUM_BYTES + 1, start)
 
     def scores(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Exact MaxSim of the passages in `rows` (ascending), some megabytes at a time."""
-        found = [np.empty(0, dtype=np.float32)]
-        lengths = self.bounds[rows + 1] - self.bounds[rows]
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        for first, last in blocks(bounds):
-            block = self._gather(rows[first:last])
-            found.append(self._codec.scores(query, block, bounds[first : last + 1] - bounds[first]))
-        return np.concatenate(found)
-
-    def _gather(self, rows: np.ndarray) -> np.ndarray:
-        """The stored vectors of some passages, in a piece; neighbours are not copied one by one."""
+        """Exact MaxSim of the passages in `rows`, read where they lie."""
         self.trust(rows)
-        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-        runs = [
-            self._rows[self.bounds[run[0]] : self.bounds[run[-1] + 1]]
-            for run in np.split(rows, breaks)
-        ]
-        return runs[0] if len(runs) == 1 else np.concatenate(runs)
+        return self._codec.scores(query, self._rows, self.bounds[rows], self.bounds[rows + 1])
 
 
 class Exact:

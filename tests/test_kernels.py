@@ -1,0 +1,129 @@
+"""The compiled loops against plain numpy, over awkward sizes and both widths of register."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from retrieval import kernels
+from retrieval.kernel_ir import LANES, Shape
+
+COUNTS = [[1], [0], [3, 1, 7], [0, 5, 0, 2], [4, 8, 12], [512, 1, 180], []]
+WIDTHS = [True, False]
+
+
+def rows_of(rng: np.random.Generator, tokens: int, shape: Shape) -> np.ndarray:
+    """Any codes, and scales that a row may have."""
+    rows = rng.integers(0, 256, (tokens, shape.row), dtype=np.uint8)
+    rows[:, shape.codes :] = rng.uniform(0, 2, (tokens, 1)).astype("<f4").view(np.uint8)
+    return rows
+
+
+def decoded(rows: np.ndarray, shape: Shape, offset: float) -> np.ndarray:
+    parts = range(0, 8, shape.bits)
+    codes = np.concatenate(
+        [(rows[:, : shape.codes] >> s) & ((1 << shape.bits) - 1) for s in parts], axis=1
+    )
+    scale = np.ascontiguousarray(rows[:, shape.codes :]).view("<f4")
+    return (codes - np.float64(offset)) * scale
+
+
+def lanes_of(panels: kernels.Panels) -> np.ndarray:
+    """The vectors as the loops see them."""
+    codes = panels.codes.transpose(0, 2, 1, 3).reshape(panels.codes.shape[0] * LANES, -1)
+    return codes * panels.weights.reshape(-1, 1).astype(np.float64)
+
+
+@pytest.fixture(autouse=True)
+def _processor() -> None:
+    if "avx512vnni" not in kernels.features():
+        pytest.skip("this processor lacks the instruction; numpy does the work instead")
+
+
+@pytest.mark.parametrize("wide", WIDTHS)
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("codes", [4, 20, 64])
+def test_maxsim_is_that_of_the_rounded_vectors(codes: int, bits: int, wide: bool) -> None:
+    shape = Shape(codes, bits, wide)
+    loops = kernels.Kernels(shape)
+    rng = np.random.default_rng(codes + bits)
+    for counts in COUNTS:
+        for asked in (1, 31, 32, 33, 70):
+            bounds = np.cumsum([0, *counts])
+            rows = rows_of(rng, bounds[-1], shape)
+            offset = (1 << bits) / 2 - 0.5
+            query = loops.panels(rng.standard_normal((asked, shape.dims)), offset)
+            found = loops.maxsim(query, rows, bounds[:-1], bounds[1:])
+            products = decoded(rows, shape, offset) @ lanes_of(query).T
+            exact = [
+                products[a:b].max(axis=0, initial=-np.inf).sum() if b > a else -np.inf
+                for a, b in itertools.pairwise(bounds)
+            ]
+            # Sums of integers are exact below 2**24; what is left is the adding up of floats.
+            np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-3 * shape.dims)
+
+
+@pytest.mark.parametrize("wide", WIDTHS)
+def test_passages_are_read_in_any_order_and_again(wide: bool) -> None:
+    shape = Shape(16, 8, wide)
+    loops = kernels.Kernels(shape)
+    rng = np.random.default_rng(0)
+    rows = rows_of(rng, 100, shape)
+    starts, ends = np.array([90, 0, 40, 40]), np.array([100, 7, 41, 41])
+    query = loops.panels(rng.standard_normal((5, 16)), 128)
+    found = loops.maxsim(query, rows, starts, ends)
+    alone = [loops.maxsim(query, rows[a:b], np.array([0]), np.array([b - a]))[0]
+             for a, b in zip(starts, ends, strict=True)]  # fmt: skip
+    assert found.tolist() == alone
+
+
+@pytest.mark.parametrize("wide", WIDTHS)
+@pytest.mark.parametrize("centroids", [1, 32, 33, 200])
+@pytest.mark.parametrize("tokens", [0, 1, 5, 1000])
+def test_nearest_is_the_first_of_the_best(centroids: int, tokens: int, wide: bool) -> None:
+    shape = Shape(16, 8, wide)
+    loops = kernels.Kernels(shape)
+    rng = np.random.default_rng(centroids)
+    rows = rows_of(rng, tokens, shape)
+    panels = loops.panels(rng.standard_normal((centroids, 16)), 128)
+    found = loops.nearest(panels, rows)
+    products = decoded(rows, shape, 128) @ lanes_of(panels).T
+    chosen = np.take_along_axis(products, found[:, None].astype(int), axis=1)[:, 0]
+    np.testing.assert_allclose(chosen, products.max(axis=1, initial=-np.inf), rtol=1e-5, atol=1e-3)
+
+
+def test_a_document_is_as_good_as_its_best_entry_in_each_lane() -> None:
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 256, (300, LANES), dtype=np.uint8)
+    codes = rng.integers(0, 300, 5000).astype(np.uint16)
+    starts = rng.integers(0, 4000, 50)
+    ends = starts + rng.integers(1, 900, 50)
+    found = kernels.interaction(table, codes, starts, ends)
+    exact = kernels._interaction_in_numpy(table, codes, starts, ends)
+    assert found.tolist() == exact.tolist()
+
+
+def test_work_is_shared_without_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads there are, and wherever the work lies."""
+    shape = Shape(16, 8)
+    loops = kernels.Kernels(shape)
+    rng = np.random.default_rng(0)
+    counts = np.concatenate([np.zeros(30, int), [60_000], np.zeros(5, int), rng.integers(0, 9, 40)])
+    bounds = np.cumsum([0, *counts])
+    rows = rows_of(rng, bounds[-1], shape)
+    query = loops.panels(rng.standard_normal((3, 16)), 128)
+    once = loops.maxsim(query, rows, bounds[:-1], bounds[1:])
+    for threads in (1, 2, 3, 64):
+        monkeypatch.setattr(kernels, "threads", lambda threads=threads: threads)
+        assert loops.maxsim(query, rows, bounds[:-1], bounds[1:]).tolist() == once.tolist()
+
+
+def test_rows_that_are_not_there_are_not_read() -> None:
+    loops = kernels.Kernels(Shape(16, 8))
+    query = loops.panels(np.ones((1, 16)), 128)
+    with pytest.raises(ValueError):
+        loops.maxsim(query, np.zeros((3, 20), np.uint8), np.array([0]), np.array([4]))
+    with pytest.raises(ValueError):
+        loops.maxsim(query, np.zeros((3, 19), np.uint8), np.array([0]), np.array([3]))
