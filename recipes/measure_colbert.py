@@ -2,7 +2,7 @@
 
     python recipes/measure_colbert.py --data DIR --model runs/nano_colbert/checkpoint --write
 
-Columns: the floor (the same shape, random weights), BM25 (k1 1.2, b 0.75, light stemming, stop
+Columns: the floor (the same shape, a random vector for each word), BM25 (k1 1.2, b 0.75, light stemming, stop
 words), then lexical, colbert and hybrid through a real index. nDCG@10 with a 95 % bootstrap
 interval over the queries.
 """
@@ -10,6 +10,7 @@ interval over the queries.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import bm25s
 import numpy as np
 import pytrec_eval
 import Stemmer
+import torch
 from nano_colbert_heldout import Collection, collections
 from nano_colbert_model import NanoColbert, save_folder
 from tokenizers import Tokenizer
@@ -71,11 +73,16 @@ def interval(values: np.ndarray, rounds: int = 2000) -> tuple[float, float]:
 
 
 def untrained(model: Path, folder: Path) -> Path:
-    """A checkpoint of the same shape and tokenizer with random weights: the floor."""
+    """A checkpoint of the same shape and tokenizer whose words are random vectors: the floor."""
     config = BackboneConfig.from_json(read_json(model / "config.json"))
     dense = read_json(model / "1_Dense/config.json")
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    save_folder(NanoColbert(config, dense["out_features"]), tokenizer, folder)
+    colbert = NanoColbert(config, dense["out_features"])
+    table = torch.randn(
+        config.vocab_size, config.hidden_size, generator=torch.Generator().manual_seed(0)
+    )
+    colbert.start_from(table)
+    save_folder(colbert, tokenizer, folder)
     return folder
 
 
@@ -156,7 +163,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     text = table(results)
     print(text)
     if args.write:
-        write_into(args.model / "MODEL_CARD.md", text)
+        digest = hashlib.sha256((args.model / "model.safetensors").read_bytes()).hexdigest()
+        note = f"Measured with the weights whose sha256 is `{digest}`."
+        write_into(args.model / "MODEL_CARD.md", f"{text}\n\n{note}")
 
 
 if __name__ == "__main__":
