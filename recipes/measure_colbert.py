@@ -2,9 +2,9 @@
 
     python recipes/measure_colbert.py --data DIR --model runs/nano_colbert/checkpoint --write
 
-Columns: the floor (the same shape, a random vector for each word), BM25 (k1 1.2, b 0.75, light stemming, stop
-words), then lexical, colbert and hybrid through a real index. nDCG@10 with a 95 % bootstrap
-interval over the queries.
+Columns: the floor (the same shape, a random vector for each word), BM25 (k1 1.2, b 0.75, light
+stemming, stop words), then lexical, colbert and hybrid through a real index. nDCG@10 with a 95 %
+bootstrap interval over the queries.
 """
 
 from __future__ import annotations
