@@ -82,7 +82,15 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def choose(device: str = "auto", dtype: str = "auto", *, trains: bool = False) -> Choice:
+def thread_count() -> int:
+    """Threads for arithmetic: torch's own count (real cores, or OMP_NUM_THREADS), as far as this
+    process may use them; the second half of a hyper-threaded core only waits for the first."""
+    import torch
+
+    return max(1, min(torch.get_num_threads(), usable_cores()))
+
+
+def choose(device: str = "auto", dtype: str = "auto") -> Choice:
     """Settle device, weights' dtype and thread count. Raises BadInput for what is not here."""
     import torch
 
@@ -96,22 +104,19 @@ def choose(device: str = "auto", dtype: str = "auto", *, trains: bool = False) -
     if device == "cuda" or (device == "auto" and dtype != "int8" and torch.cuda.is_available()):
         if dtype == "int8":
             raise BadInput("int8 runs on the CPU only; on cuda use --dtype bf16 or fp32")
-        full = dtype == "fp32" or (dtype == "auto" and trains)
-        weights: Literal["fp32", "bf16"] = "fp32" if full else "bf16"
-        return Choice("cuda", weights, usable_cores(), f"cuda is there; {weights} weights")
-    return _choose_cpu(dtype, trains)
+        weights: Literal["fp32", "bf16"] = "fp32" if dtype == "fp32" else "bf16"
+        return Choice("cuda", weights, thread_count(), f"cuda is there; {weights} weights")
+    return _choose_cpu(dtype)
 
 
-def _choose_cpu(dtype: str, trains: bool) -> Choice:
-    threads = usable_cores()
+def _choose_cpu(dtype: str) -> Choice:
+    threads = thread_count()
     features = processor_features()
-    cores = f"{threads} threads, one for each core this process may use"
+    cores = f"{threads} threads, one for each real core or as OMP_NUM_THREADS says"
     if dtype == "int8" and not int8_works():
         raise BadInput("int8 was asked, but this torch has no oneDNN int8 product; use fp32")
     if dtype != "auto":
         return Choice("cpu", dtype, threads, f"{dtype} as asked; {cores}")  # type: ignore[arg-type]
-    if trains:
-        return Choice("cpu", "fp32", threads, f"fp32 for training; {cores}")
     if has_exact_int8() and int8_works():
         unit = sorted(features & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})[0]
         why = f"int8: the processor has {unit}, so int8 reads a quarter of fp32's bytes"

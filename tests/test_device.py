@@ -68,12 +68,6 @@ class TestCpu:
         with pytest.raises(BadInput, match="int8 was asked.*use fp32"):
             choose(dtype="int8")
 
-    @pytest.mark.parametrize("name", PROCESSORS)
-    def test_training_is_fp32(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        described(monkeypatch, PROCESSORS[name][0])
-        choice = choose(trains=True)
-        assert choice.weights == "fp32" and "training" in choice.reason
-
     @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
     @pytest.mark.parametrize("name", ["cpu", "auto"])
     def test_what_is_asked_is_taken(self, dtype: str, name: str) -> None:
@@ -90,13 +84,14 @@ class TestCpu:
         with pytest.raises(BadInput, match=f"{name!r}.*{dtype!r}.*auto, cpu, cuda.*bf16, int8"):
             choose(name, dtype)
 
-    def test_threads_are_the_cores_this_process_may_use(
+    def test_threads_are_those_of_torch_as_far_as_this_process_may_use_them(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert 1 <= choose().threads <= (os.cpu_count() or 1)
-        monkeypatch.setattr(device, "usable_cores", lambda: 3)
-        choice = choose()
-        assert choice.threads == 3 and "3 threads" in choice.reason
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+        for cores, threads in ((3, 3), (8, 4), (1, 1)):
+            monkeypatch.setattr(device, "usable_cores", lambda cores=cores: cores)
+            choice = choose()
+            assert choice.threads == threads and f"{threads} threads" in choice.reason
 
 
 @pytest.mark.usefixtures("cuda")
@@ -109,9 +104,6 @@ class TestCuda:
         choice = choose(name, asked)
         assert (choice.device, choice.weights) == ("cuda", weights)
         assert "cuda" in choice.reason
-
-    def test_training_is_fp32_there_too(self) -> None:
-        assert choose(trains=True).weights == "fp32"
 
     def test_int8_is_for_processors(self) -> None:
         with pytest.raises(BadInput, match="CPU only.*bf16 or fp32"):
