@@ -8,6 +8,7 @@ the ids of its passages, ascending, then where the rows of each begin, and the e
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import zlib
@@ -21,6 +22,7 @@ import numpy as np
 from lfm2_mm.errors import BadInput, IndexDamaged
 from retrieval.codecs import CODECS as CODECS
 from retrieval.codecs import Codec
+from retrieval.estimates import LEAST, Estimates, estimates
 from retrieval.storage import SEGMENTS, Entry, Part, flush, flush_folder
 from retrieval.types import Damage
 
@@ -90,6 +92,11 @@ class SegmentWriter:
             **self._small("rows", np.array([*self._ids, *self._offsets], dtype="<i8").tobytes()),
             **self._small("sums", sums.tobytes()),
         }
+        if self.tokens >= LEAST:
+            width = self._codec.row_bytes(self._dim)
+            stored = _mapped(vectors, self.tokens * width).reshape(-1, width)
+            found = estimates(self._codec, stored, np.array(self._offsets), self._dim)
+            parts |= self._small("estimates", found.to_bytes())
         flush_folder(self._folder)
         first, last = self._ids[0], self._ids[-1]
         return Entry(self.name, self._codec.name, first, last, len(self), self.tokens, parts)
@@ -115,7 +122,7 @@ class Segment:
         self._path = folder / SEGMENTS / f"{entry.name}.vectors"
         if entry.codec not in CODECS:
             raise _damaged(self._path, f"is told to be {entry.codec!r}, which is no codec")
-        self._codec, self._dim = CODECS[entry.codec], dim
+        self._codec, self._dim, self._folder = CODECS[entry.codec], dim, folder
         width = self._codec.row_bytes(dim)
         numbers = np.frombuffer(_whole(folder, entry, "rows"), "<i8")
         self.ids = numbers[: entry.chunks]
@@ -135,6 +142,10 @@ class Segment:
         places[places == len(self.ids)] = 0
         rows = places[self.ids[places] == ids] if len(self.ids) else places[:0]
         return rows[self.live[rows]]
+
+    def among(self, allowed: np.ndarray | None) -> np.ndarray:
+        """Rows of those of `allowed` (ascending ids; None: all) that live here."""
+        return np.flatnonzero(self.live) if allowed is None else self.find(allowed)
 
     def vectors(self, row: int) -> np.ndarray:
         """(T, dim) float32 of one passage."""
@@ -190,6 +201,24 @@ class Segment:
         self.trust(rows)
         return self._codec.scores(query, self._rows, self.bounds[rows], self.bounds[rows + 1])
 
+    def estimated(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
+        """Estimates of MaxSim of the passages in `rows`; None where the segment has none."""
+        if self._estimates is None:
+            return None
+        return self._estimates.scores(query, self.bounds[rows], self.bounds[rows + 1], rows)
+
+    @functools.cached_property
+    def _estimates(self) -> Estimates | None:
+        """Read when first needed, compared with their checksum."""
+        name = f"{self.entry.name}.estimates"
+        if name not in self.entry.parts:
+            return None
+        content = _whole(self._folder, self.entry, "estimates")
+        try:
+            return Estimates.from_bytes(content, self._dim, self.entry.tokens, self.entry.chunks)
+        except ValueError as error:
+            raise _damaged(self._path.with_name(name), f"cannot be ({error})") from error
+
 
 class Exact:
     """Scores passages by exact MaxSim, and proposes the best by scoring all of them."""
@@ -204,7 +233,7 @@ class Exact:
         ids = [np.empty(0, dtype=np.int64)]
         scores = [np.empty(0, dtype=np.float32)]
         for segment in self._segments:
-            rows = np.flatnonzero(segment.live) if allowed is None else segment.find(allowed)
+            rows = segment.among(allowed)
             ids.append(segment.ids[rows])
             scores.append(segment.scores(query, rows))
         return best(np.concatenate(ids), np.concatenate(scores), k)
