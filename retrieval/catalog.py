@@ -1,7 +1,8 @@
 """Documents, passages, words and metadata in SQLite. Knows no vectors and no manifest.
 
 Every document row tells in which generation it came and went. A reader of generation G sees what
-came by G and has not gone by G, so rows that a killed writer left behind are never seen.
+came by G and has not gone by G, so rows that a killed writer left behind are never seen. Documents
+and passages carry a checksum that is compared whenever one is read.
 """
 
 # ruff: noqa: S608  (queries are put together from this file's own constants; all values are bound)
@@ -12,20 +13,33 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lfm2_mm.errors import BadInput, IndexDamaged, LfmError
-from retrieval import lexical
+from lfm2_mm.errors import IndexDamaged, LfmError
+from retrieval import filters, lexical, seal
+from retrieval.rows import (
+    Known,
+    NewChunk,
+    NewDocument,
+    Row,
+    Touched,
+    Unread,
+    sum_of_chunk,
+    sum_of_document,
+)
 from retrieval.storage import CATALOG
 from retrieval.types import Damage, Source
 
+BUSY_S = 60  # to wait for another writer of the same file: only `check` is ever in the way
+SEAL_WAITS_MS = 500  # for readers that are at work
+Conditions = Sequence[tuple[str, str]]
+
 SCHEMA = """
 CREATE TABLE documents (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER PRIMARY KEY,     -- of its first passage; those of a document follow each other
     source TEXT NOT NULL,       -- unique among the documents of one generation
     name TEXT NOT NULL,         -- last part of source
     kind TEXT NOT NULL,
@@ -33,18 +47,19 @@ CREATE TABLE documents (
     size INTEGER,               -- of the file; NULL where the text was given
     mtime_ns INTEGER,
     sha256 TEXT NOT NULL,       -- of the file's bytes or of the text given
-    first INTEGER NOT NULL,     -- id of the first passage; those of a document follow each other
     chunks INTEGER NOT NULL,
     tokens INTEGER NOT NULL,
     came INTEGER NOT NULL,      -- generation in which it was published
-    gone INTEGER                -- generation in which it was deleted or replaced
+    gone INTEGER,               -- generation in which it was deleted or replaced
+    sum INTEGER NOT NULL        -- crc32 of what does not change and of the metadata
 );
 CREATE INDEX documents_source ON documents(source);
 CREATE INDEX documents_came ON documents(came);
 CREATE INDEX documents_gone ON documents(gone) WHERE gone IS NOT NULL;
 CREATE TABLE chunks (
     id INTEGER PRIMARY KEY, document INTEGER NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL,
-    text TEXT NOT NULL, context TEXT NOT NULL, heading TEXT NOT NULL, page INTEGER
+    text TEXT NOT NULL, context TEXT NOT NULL, heading TEXT NOT NULL, page INTEGER,
+    sum INTEGER NOT NULL
 );
 CREATE INDEX chunks_document ON chunks(document);
 CREATE TABLE meta (
@@ -53,118 +68,39 @@ CREATE TABLE meta (
 CREATE TABLE skipped (source TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, why TEXT NOT NULL);
 CREATE TABLE state (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
 INSERT INTO state VALUES ('purged', 0);  -- rows gone by this generation are no longer here
+INSERT INTO state VALUES ('last', 0);    -- the generation committed last
 """
 HIDDEN = (  # two queries, for an index each
     "SELECT id FROM documents WHERE came > :now "
     "UNION ALL SELECT id FROM documents WHERE gone <= :now"
 )
 SEEN = "came <= :now AND (gone IS NULL OR gone > :now)"
-FILTERS = {
-    "source": "(d.source GLOB :{0} OR d.name GLOB :{0})",
-    "type": "(d.kind = :{0} OR substr(lower(d.name), -length(:{0}) - 1) = '.' || :{0})",
-    "title": "d.title GLOB :{0}",
-    "page": "c.page = CAST(:{0} AS INTEGER)",
-}
-META = (
-    "EXISTS (SELECT 1 FROM meta m WHERE m.document = d.id AND m.key = :{0}_key AND m.value = :{0})"
-)
-
-
-@dataclass(frozen=True)
-class NewDocument:
-    """A document whose passages are encoded, ready to be published."""
-
-    source: str
-    kind: str
-    title: str
-    size: int | None
-    mtime_ns: int | None
-    sha256: str
-    first: int
-    tokens: int
-    chunks: tuple[NewChunk, ...]
-    meta: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class NewChunk:
-    """A passage. What is encoded is `context`, a line break, and `text`; or `text` alone."""
-
-    start: int
-    end: int
-    text: str
-    context: str
-    heading: str
-    page: int | None
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is remembered of a source."""
-
-    id: int
-    size: int | None
-    mtime_ns: int | None
-    sha256: str
-    first: int
-    chunks: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Touched:
-    """A document whose content is as it was, but whose file's time or metadata changed."""
-
-    document: int
-    size: int | None
-    mtime_ns: int | None
-    meta: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Unread:
-    """A state of a file that cannot be read; it is not tried again until it changes."""
-
-    source: str
-    size: int
-    mtime_ns: int
-    why: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A passage with what a hit shows of its document."""
-
-    id: int
-    document: int
-    source: str
-    start: int
-    end: int
-    text: str
-    context: str
-    heading: str
-    page: int | None
+CHUNK = "c.id, c.document, c.start, c.end, c.text, c.context, c.heading, c.page"
+DOCUMENT = "id, source, kind, title, sha256, chunks, tokens, came"
 
 
 class Catalog:
     """One connection. A reader begins a snapshot before it reads, a writer commits by itself."""
 
-    def __init__(self, folder: Path, *, create: bool = False) -> None:
-        path = folder / CATALOG
+    def __init__(self, folder: Path, *, create: bool = False, name: str = CATALOG) -> None:
+        path = folder / name
         if create and not path.exists():
             _create(path)
         if not path.exists():
-            raise IndexDamaged(f"{path} is missing: `lfm2-mm check` tells what else is damaged")
+            raise IndexDamaged(
+                f"{path} is missing: `lfm2-mm repair --index {folder}` mends what can be mended"
+            )
         # WAL needs to write beside the file even to read it; on a read-only folder nobody writes.
         mode = "mode=rw" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
-        self._path = path
+        self._folder, self._path = folder, path
+        self.writable = "rw" in mode
         with self._sound():
             self._connection = sqlite3.connect(
                 f"{path.absolute().as_uri()}?{mode}",
                 uri=True,
                 isolation_level=None,
                 check_same_thread=False,
-                timeout=60,
+                timeout=BUSY_S,
             )
             # The manifest may only name what is durable; FULL makes a commit so.
             self._connection.execute("PRAGMA synchronous = FULL")
@@ -172,9 +108,28 @@ class Catalog:
     def close(self) -> None:
         self._connection.close()
 
+    def seal(self) -> bool:
+        """Move the journal into the file and write down the checksums of that; False where a reader
+        that is just at work is in the way, so that the next writer does it."""
+        if seal.is_sealed(self._folder):
+            return True
+        if whole := self.checkpoint():
+            seal.seal(self._folder)
+        return whole
+
+    def checkpoint(self) -> bool:
+        """Move the journal into the file; False where a reader is in the way."""
+        with self._sound():
+            self._connection.execute(f"PRAGMA busy_timeout = {SEAL_WAITS_MS}")
+            busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._connection.execute(f"PRAGMA busy_timeout = {1000 * BUSY_S}")
+        return not busy
+
     @contextlib.contextmanager
     def transaction(self, *, write: bool = False) -> Iterator[None]:
         """What is read inside belongs to one moment; what is written becomes visible at the end."""
+        if write:
+            seal.unseal(self._folder)
         with self._sound():
             self._connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
@@ -191,12 +146,16 @@ class Catalog:
         """Readers of an earlier generation than this must look at the manifest again."""
         return int(self._one("SELECT value FROM state WHERE key = 'purged'"))
 
+    def last(self) -> int:
+        """The generation that was committed last; it may not be published yet."""
+        return int(self._one("SELECT value FROM state WHERE key = 'last'"))
+
     def lexical(
         self,
         terms: Sequence[str],
         k: int,
         now: int,
-        where: Mapping[str, str] | None = None,
+        where: Conditions = (),
         among: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and positive BM25 scores of the k best passages with any of the terms, best first."""
@@ -227,27 +186,17 @@ class Catalog:
         ids = np.array([row[0] for row in found], dtype=np.int64)
         return ids, np.array([row[1] for row in found], dtype=np.float32)
 
-    def select(self, where: Mapping[str, str], now: int) -> np.ndarray:
+    def select(self, where: Conditions, now: int) -> np.ndarray:
         """Ids of the passages that `where` allows, ascending."""
         selection, values = self._selection(where, now)
         found = self._all(f"SELECT id FROM ({selection}) ORDER BY id", values)
         return np.array([row[0] for row in found], dtype=np.int64)
 
-    def _selection(self, where: Mapping[str, str], now: int) -> tuple[str, dict[str, Any]]:
-        """A query for the passages that fit all of `where`. Values are bound, never spelled out."""
-        conditions, values = [SEEN], dict[str, Any](now=now)
-        own = self.keys(now)
-        for number, (key, value) in enumerate(where.items()):
-            if key not in FILTERS and key not in own:
-                known = ", ".join([*FILTERS, *own])
-                raise BadInput(f"no document has {key!r} to filter by; known here: {known}")
-            slot = f"w{number}"
-            conditions.append((FILTERS.get(key) or META).format(slot))
-            values |= {slot: value.lower() if key == "type" else value}
-            if key not in FILTERS:
-                values[f"{slot}_key"] = key
+    def _selection(self, where: Conditions, now: int) -> tuple[str, dict[str, Any]]:
+        """A query for the passages that fit all of `where`."""
+        conditions, values = filters.conditions(where, self.keys(now))
         joined = "SELECT c.id AS id FROM chunks c JOIN documents d ON d.id = c.document WHERE "
-        return joined + " AND ".join(conditions), values
+        return joined + " AND ".join([SEEN, *conditions]), {**values, "now": now}
 
     def keys(self, now: int) -> list[str]:
         """The metadata keys that any document has."""
@@ -257,12 +206,31 @@ class Catalog:
         return [key for (key,) in self._all(f"{query} ORDER BY 1", {"now": now})]
 
     def rows(self, ids: Iterable[int]) -> list[Row]:
-        """Passages by id, in the order asked; one that is not there is left out."""
+        """Passages by id, in the order asked; one that is not there is left out.
+
+        Raises IndexDamaged for one that is not as it was written.
+        """
         query = (
-            "SELECT c.id, d.id, d.source, c.start, c.end, c.text, c.context, c.heading, c.page "
-            "FROM chunks c JOIN documents d ON d.id = c.document WHERE c.id = ?"
+            f"SELECT {CHUNK}, c.sum, d.source FROM chunks c JOIN documents d ON d.id = c.document "
+            "WHERE c.id = ?"
         )
-        return [Row(*row) for chunk in ids for row in self._all(query, (int(chunk),))]
+        found, compared = [], set()
+        for chunk in ids:
+            for *values, total, source in self._all(query, (int(chunk),)):
+                document = values[1]
+                sound = sum_of_chunk(*values) == total
+                if not sound or (document not in compared and not self._fits(document)):
+                    raise self._damaged(f"passage {chunk} of {source!r} is not as it was written")
+                compared.add(document)
+                found.append(Row(values[0], document, source, *values[2:]))
+        return found
+
+    def _fits(self, document: int) -> bool:
+        """Is a document's row as it was written?"""
+        query = f"SELECT {DOCUMENT}, sum FROM documents WHERE id = ?"
+        for *values, total in self._all(query, (document,)):
+            return bool(sum_of_document(values, self.meta(document)) == total)
+        return False
 
     def sources_of(self, ids: Iterable[int]) -> list[str]:
         """The source of each passage."""
@@ -271,7 +239,7 @@ class Catalog:
 
     def find(self, source: str, now: int) -> Known | None:
         """The document of exactly this source."""
-        columns = "id, size, mtime_ns, sha256, first, chunks, tokens"
+        columns = "id, size, mtime_ns, sha256, chunks, tokens"
         query = f"SELECT {columns} FROM documents WHERE source = :source AND {SEEN}"
         for row in self._all(query, {"source": source, "now": now}):
             return Known(*row)
@@ -314,10 +282,16 @@ class Catalog:
     # --- writing ---------------------------------------------------------------------------------
 
     def recover(self, now: int) -> None:
-        """Undo what was committed for a generation that was never published."""
+        """Undo what was committed for a generation that was never published, finish what was."""
+        purged, last = self.purged(), self.last()
+        if last < now or purged > now:
+            raise self._damaged(f"belongs to generation {last}, the manifest is of {now}")
+        if purged == last == now:
+            return
         with self.transaction(write=True):
             self._drop("came > ?", now)
             self._connection.execute("UPDATE documents SET gone = NULL WHERE gone > ?", (now,))
+            self._connection.execute("UPDATE state SET value = ? WHERE key = 'last'", (now,))
         self.purge(now)
 
     def commit(
@@ -331,6 +305,7 @@ class Catalog:
             )
             for document in documents:
                 self._insert(document, generation)
+            self._connection.execute("UPDATE state SET value = ? WHERE key = 'last'", (generation,))
 
     def purge(self, generation: int) -> None:
         """Remove rows that had gone by `generation`, which must be published."""
@@ -349,6 +324,7 @@ class Catalog:
                     (touch.size, touch.mtime_ns, touch.document),
                 )
                 self._set_meta(touch.document, touch.meta)
+                self._set_sum(touch.document)
             self._connection.executemany(
                 "INSERT OR REPLACE INTO skipped VALUES (?, ?, ?, ?)",
                 ((u.source, u.size, u.mtime_ns, u.why) for u in skipped),
@@ -363,23 +339,26 @@ class Catalog:
 
     def _insert(self, document: NewDocument, generation: int) -> None:
         d = document
-        cursor = self._connection.execute(
-            "INSERT INTO documents(source, name, kind, title, size, mtime_ns, sha256, first, "
-            "chunks, tokens, came) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (d.source, d.source.rsplit("/", 1)[-1], d.kind, d.title, d.size, d.mtime_ns, d.sha256,
-             d.first, len(d.chunks), d.tokens, generation),
+        self._connection.execute(
+            "INSERT INTO documents(id, source, name, kind, title, size, mtime_ns, sha256, "
+            "chunks, tokens, came, sum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+            (d.id, d.source, d.source.rsplit("/", 1)[-1], d.kind, d.title, d.size, d.mtime_ns,
+             d.sha256, len(d.chunks), d.tokens, generation),
         )  # fmt: skip
-        row = cursor.lastrowid or 0
-        self._set_meta(row, d.meta)
+        self._set_meta(d.id, d.meta)
+        self._set_sum(d.id)
+        rows = (
+            (n, d.id, c.start, c.end, c.text, c.context, c.heading, c.page)
+            for n, c in enumerate(d.chunks, d.id)
+        )
         self._connection.executemany(
-            "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            ((n, row, c.start, c.end, c.text, c.context, c.heading, c.page)
-             for n, c in enumerate(d.chunks, d.first)),
-        )  # fmt: skip
+            "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            ((*row, sum_of_chunk(*row)) for row in rows),
+        )
         self._connection.executemany(
             "INSERT INTO words(rowid, title, heading, body, extra) VALUES (?, ?, ?, ?, ?)",
             ((n, d.title, c.heading, lexical.clean(c.text), lexical.added(c.text))
-             for n, c in enumerate(d.chunks, d.first)),
+             for n, c in enumerate(d.chunks, d.id)),
         )  # fmt: skip
         self._connection.execute("DELETE FROM skipped WHERE source = ?", (d.source,))
 
@@ -388,6 +367,11 @@ class Catalog:
             "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)",
             ((document, k, v) for k, v in meta.items()),
         )
+
+    def _set_sum(self, document: int) -> None:
+        for values in self._all(f"SELECT {DOCUMENT} FROM documents WHERE id = ?", (document,)):
+            total = sum_of_document(values, self.meta(document))
+            self._connection.execute("UPDATE documents SET sum = ? WHERE id = ?", (total, document))
 
     def _drop(self, condition: str, generation: int) -> None:
         documents = f"SELECT id FROM documents WHERE {condition}"
@@ -403,24 +387,97 @@ class Catalog:
     # --- truth -----------------------------------------------------------------------------------
 
     def verify(self) -> Iterator[Damage]:
-        """What SQLite itself finds wrong with its file."""
+        """What is wrong with the rows, with the words' index, and in SQLite's own eyes."""
         try:
             for (line,) in self._connection.execute("PRAGMA integrity_check(10)"):
                 if line != "ok":
                     yield Damage(CATALOG, line)
-            self._connection.execute("INSERT INTO words(words) VALUES ('integrity-check')")
+            if self.writable:
+                self._connection.execute("INSERT INTO words(words) VALUES ('integrity-check')")
+            for document in self._unsound():
+                yield Damage(CATALOG, f"document {document} is not as it was written")
         except sqlite3.DatabaseError as error:
             yield Damage(CATALOG, str(error))
+
+    def _unsound(self) -> Iterator[int]:
+        """Documents of which a row does not fit its checksum."""
+        bad = {
+            values[1]
+            for (*values, total) in self._connection.execute(f"SELECT {CHUNK}, sum FROM chunks c")
+            if sum_of_chunk(*values) != total
+        }
+        for (document,) in self._all("SELECT id FROM documents ORDER BY id"):
+            if document in bad or not self._fits(document):
+                yield document
+
+    def whole(self, document: int) -> NewDocument | None:
+        """A document with all its passages, if all of it is as it was written."""
+        with contextlib.suppress(LfmError, TypeError, ValueError):
+            if not self._fits(document):
+                return None
+            query = (
+                "SELECT source, kind, title, size, mtime_ns, sha256, tokens, chunks "
+                "FROM documents WHERE id = ?"
+            )
+            source, kind, title, size, mtime_ns, sha256, tokens, count = self._one_row(
+                query, (document,)
+            )
+            query = f"SELECT {CHUNK}, sum FROM chunks c WHERE c.id BETWEEN ? AND ? ORDER BY c.id"
+            found = self._all(query, (document, document + count - 1))
+            if len(found) != count or any(sum_of_chunk(*row[:-1]) != row[-1] for row in found):
+                return None
+            chunks = tuple(NewChunk(*row[2:-1]) for row in found)
+            return NewDocument(
+                document, source, kind, title, size, mtime_ns, sha256, tokens, chunks,
+                self.meta(document),
+            )  # fmt: skip
+        return None
+
+    def alive(self, now: int) -> list[int]:
+        """Ids of the documents of a generation."""
+        found = self._all(f"SELECT id FROM documents WHERE {SEEN} ORDER BY id", {"now": now})
+        return [document for (document,) in found]
+
+    def listed(self) -> list[int]:
+        """Ids of all documents, of whatever generation."""
+        found = self._all("SELECT id FROM documents NOT INDEXED ORDER BY id")
+        return [document for (document,) in found]
+
+    def last_ids(self) -> list[int]:
+        """The highest ids of passages that are in use."""
+        return [self._one("SELECT coalesce(max(id), 0) FROM chunks")]
+
+    def held(self, first: int, last: int, now: int) -> list[tuple[int, int, str]]:
+        """(id, passages, source) of the documents with ids from `first` to `last`, ascending."""
+        return self._all(
+            f"SELECT id, chunks, source FROM documents WHERE {SEEN} "
+            "AND id BETWEEN :first AND :last ORDER BY id",
+            {"now": now, "first": first, "last": last},
+        )
+
+    def shrink(self) -> None:
+        """Give back the space of deleted rows. Readers go on: it is a transaction like others."""
+        seal.unseal(self._folder)
+        with self._sound():
+            self._connection.execute("INSERT INTO words(words) VALUES ('optimize')")
+            self._connection.execute("VACUUM")
 
     def _all(self, query: str, values: Any = ()) -> list[Any]:
         with self._sound():
             return self._connection.execute(query, values).fetchall()
 
     def _one(self, query: str, values: Any = ()) -> Any:
-        found = self._all(query, values)
-        if not found:
-            raise IndexDamaged(f"{self._path} lacks a row that it must have")
-        return found[0][0]
+        return self._one_row(query, values)[0]
+
+    def _one_row(self, query: str, values: Any = ()) -> tuple[Any, ...]:
+        for row in self._all(query, values):
+            return tuple(row)
+        raise self._damaged("lacks a row that it must have")
+
+    def _damaged(self, what: str) -> IndexDamaged:
+        return IndexDamaged(
+            f"{self._path}: {what}; `lfm2-mm check` tells what else is damaged, `repair` mends it"
+        )
 
     @contextlib.contextmanager
     def _sound(self) -> Iterator[None]:
@@ -429,9 +486,17 @@ class Catalog:
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorname", "")
             if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-                told = f"{self._path}: {error}; `lfm2-mm check` tells what else is damaged"
-                raise IndexDamaged(told) from error
+                raise self._damaged(str(error)) from error
             raise LfmError(f"{self._path}: {error}; what was published stays") from error
+
+
+def lost_manifest(folder: Path) -> bool:
+    """Was something published in a folder that has no manifest? Asked where none can be read."""
+    if not (folder / CATALOG).exists():
+        return False
+    with contextlib.suppress(LfmError), contextlib.closing(Catalog(folder)) as catalog:
+        return catalog.purged() > 0
+    return False  # it says nothing, and nobody could tell what was here
 
 
 def _create(path: Path) -> None:

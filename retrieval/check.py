@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from lfm2_mm.errors import IndexDamaged, LfmError
-from retrieval import storage
-from retrieval.catalog import Catalog
+from retrieval import seal, storage
+from retrieval.catalog import Catalog, lost_manifest
 from retrieval.segments import Segment, verify
 from retrieval.storage import CATALOG, MANIFEST, SEGMENTS, Manifest
 from retrieval.types import Damage
@@ -28,7 +28,10 @@ def check(folder: Path) -> list[Damage]:
             manifest = storage.load(folder)
         except IndexDamaged as error:
             return [Damage(MANIFEST, str(error))]
-        damaged = list(_damages(folder, manifest)) if manifest.generation else []
+        if not manifest.generation:
+            lost = lost_manifest(folder) and not storage.load(folder).generation
+            return [Damage(MANIFEST, "is missing")] if lost else []
+        damaged = list(_damages(folder, manifest))
         if not damaged or storage.load(folder).generation == manifest.generation:
             break
     return damaged
@@ -37,6 +40,8 @@ def check(folder: Path) -> list[Damage]:
 def _damages(folder: Path, manifest: Manifest) -> Iterator[Damage]:
     broken = [damage for entry in manifest.segments for damage in verify(folder, entry)]
     yield from broken
+    if different := seal.compare(folder):
+        yield different
     try:
         catalog = Catalog(folder)
     except LfmError as error:
@@ -45,7 +50,7 @@ def _damages(folder: Path, manifest: Manifest) -> Iterator[Damage]:
     try:
         rotten = list(catalog.verify())
         yield from rotten
-        if not rotten:
+        if not rotten and not different:
             yield from _disagreements(folder, manifest, catalog, whole=not broken)
     except LfmError as error:
         yield Damage(CATALOG, str(error))
@@ -59,8 +64,11 @@ def _disagreements(
     """Where manifest, catalog and segments, each sound by itself, do not tell the same."""
     now = manifest.generation
     with catalog.transaction():
+        if not catalog.purged() <= now <= catalog.last():
+            yield Damage(CATALOG, f"is of generation {catalog.last()}; the manifest is of {now}")
+            return
         counted = catalog.counts(now)
-        listed = catalog.select({}, now)
+        listed = catalog.select((), now)
     told = (manifest.documents, manifest.chunks, manifest.tokens)
     if counted != told:
         yield Damage(

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lfm2_mm.errors import BadInput, IndexBusy, IndexDamaged
-from retrieval import lexical, matches, storage
-from retrieval.catalog import FILTERS, Catalog, Row
+from retrieval import filters, lexical, matches, seal, storage
+from retrieval.catalog import Catalog, lost_manifest
 from retrieval.check import check
+from retrieval.codecs import CODECS
+from retrieval.filters import Where
 from retrieval.fusion import DEFAULT, OF_ENCODER, Fusion, fuse
+from retrieval.rows import Row
 from retrieval.segments import Exact, Segment, best
 from retrieval.storage import Manifest
 from retrieval.types import MODES, Damage, Hit, Info, Match, Mode, Progress, Report, Source
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "nano-colbert"
 CANDIDATES = 200  # of each of the two rankings that hybrid search joins
-Where = Mapping[str, str]
 
 
 def open(
@@ -37,6 +39,7 @@ def open(
     *,
     model: str | os.PathLike[str] | Encoder | None = None,
     create: bool = False,
+    codec: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     offline: bool = False,
@@ -44,14 +47,17 @@ def open(
     """The index in a folder. The encoder is opened when it is needed: lexical search needs none.
 
     model: what made or is to make the index; None takes the one that made it, or the bundled one.
-    Raises IndexMissing (and `create` is False), BadInput where something else lies in the folder,
-    IndexMismatch where it was made with another model.
+    codec: how a new index keeps its vectors; None takes the default, or what the index has.
+    Raises IndexMissing (and `create` is False), BadInput where something else lies in the folder or
+    for another codec than the index has, IndexMismatch where it was made with another model.
     """
     folder = Path(path).expanduser()
     storage.require(folder, create=create)
-    index = Index(folder, model, {"device": device, "dtype": dtype, "offline": offline})
-    if model is not None:
-        index.require_model()
+    options = {"device": device, "dtype": dtype, "offline": offline}
+    index = Index(folder, model, codec, options)
+    if model is not None or codec is not None:
+        with contextlib.suppress(IndexDamaged):  # `repair` must be able to open it
+            index.require_settings()
     return index
 
 
@@ -68,6 +74,9 @@ class View:
         return Exact(self.segments)
 
 
+UNSEEN = View(Manifest(), (-1,), ())  # no state was looked at yet
+
+
 @dataclass(frozen=True)
 class Query:
     """What is searched for."""
@@ -75,7 +84,7 @@ class Query:
     text: str
     k: int
     mode: Mode
-    where: Where
+    where: tuple[tuple[str, str], ...]
     vectors: np.ndarray | None  # (tokens, dim); None in lexical mode
     fusion: Fusion
 
@@ -88,14 +97,20 @@ class Index:
     """Made by `open`. Threads may share it; searches see what was last published."""
 
     def __init__(
-        self, folder: Path, model: str | os.PathLike[str] | Encoder | None, options: dict[str, Any]
+        self,
+        folder: Path,
+        model: str | os.PathLike[str] | Encoder | None,
+        codec: str | None,
+        options: dict[str, Any],
     ) -> None:
         self.folder = folder
         self._model = model
+        self._codec = codec
         self._options = options
         self._encoder: Encoder | None = None
         self._catalog: Catalog | None = None
-        self._view = View(Manifest(), (), ())
+        self._catalog_place: tuple[int, ...] = ()
+        self._view = UNSEEN
         self._reading = threading.RLock()
         self._opening = threading.Lock()
 
@@ -110,7 +125,7 @@ class Index:
         with self._reading:
             if self._catalog:
                 self._catalog.close()
-            self._catalog, self._view = None, View(Manifest(), (), ())
+            self._catalog, self._view = None, UNSEEN
 
     # --- changing --------------------------------------------------------------------------------
 
@@ -173,6 +188,37 @@ class Index:
                 writer.remove(known)
         return reported()
 
+    def compact(self, progress: Callable[[int, int], None] | None = None) -> Info:
+        """Bring the index into few segments without what was deleted, and give its space back.
+
+        Searches go on meanwhile. progress: passages copied, and of how many.
+        """
+        from retrieval.compact import compact
+        from retrieval.writer import writing
+
+        with writing(self.folder, self.encoder) as writer:
+            compact(writer, progress or (lambda done, total: None))
+        return self.info()
+
+    def repair(
+        self, progress: Callable[[Progress], None] | None = None
+    ) -> tuple[list[Damage], Report]:
+        """Keep what is whole, encode the rest again; what was damaged, and what was done.
+
+        Texts that are whole are kept, also where their vectors are not. A document whose text is
+        damaged is read again from its file; where there is none it is gone, and the report says so.
+        """
+        from retrieval.repair import repair, restore
+
+        self.close()
+        with storage.writing(self.folder):
+            damaged = self.check()
+            work = repair(self.folder, damaged) if damaged else None
+        with self._run({}, progress) as (run, reported):
+            if work:
+                restore(run, work)
+        return damaged, reported()
+
     def _at(self, writer: Writer, path: str) -> list[Source]:
         """A document by a path relative to where we are."""
         from retrieval.files import source_of
@@ -187,14 +233,18 @@ class Index:
         self, meta: Mapping[str, str], progress: Callable[[Progress], None] | None
     ) -> Iterator[tuple[Run, Callable[[], Report]]]:
         """A run as the only writer; the report can be had once it is over."""
+        from retrieval.compact import tidy
         from retrieval.update import Run
-        from retrieval.writer import writing
+        from retrieval.writer import Keeping, writing
 
         started = time.monotonic()
-        with writing(self.folder, self.encoder) as writer:
-            self.require_model()  # another writer may have been the first
+        keeping = Keeping(self._codec) if self._codec else None
+        with writing(self.folder, self.encoder, keeping) as writer:
+            self.require_settings()  # another writer may have been the first
             run = Run(writer, self.encoder, meta, progress or (lambda _: None))
             yield run, lambda: _report(run, self.folder, time.monotonic() - started)
+            writer.commit()
+            tidy(writer)
 
     # --- searching -------------------------------------------------------------------------------
 
@@ -211,8 +261,9 @@ class Index:
 
         mode: "colbert", exact MaxSim; "lexical", BM25; "hybrid", both joined as `fusion` says.
         where: conditions that all hold, checked before anything is scored: `source` (a glob on the
-        path or the file's name), `type` (kind or suffix), `title` (a glob), `page`, or a metadata
-        key.
+        path or the file's name), `type` (kind or suffix), `title` (a glob), `page`, `date` (when
+        the file was changed: a year, month, day or minute) or a metadata key; the last three also
+        with a sign: {"date>=": "2024-06", "page<": "10"}. Pairs may name a key twice.
         Raises BadInput for an empty query, k below 1, an unknown mode or key.
         """
         with self._asked(query, k, mode, where, fusion) as (view, asked):
@@ -259,7 +310,7 @@ class Index:
             vectors = self.encoder().encode_queries([query])[0]
             fusion = fusion or OF_ENCODER.get(self.encoder().name)
         with self._snapshot() as view:
-            yield view, Query(query, k, mode, dict(where or {}), vectors, fusion or DEFAULT)
+            yield view, Query(query, k, mode, filters.pairs(where), vectors, fusion or DEFAULT)
 
     def _ranked(self, view: View, asked: Query) -> tuple[np.ndarray, np.ndarray]:
         """Ids and scores of the k best passages, best first."""
@@ -340,9 +391,17 @@ class Index:
                 self._encoder = encoder
             return self._encoder
 
-    def require_model(self) -> None:
-        """Raise IndexMismatch if the index was made with another model than it is opened with."""
+    def require_settings(self) -> None:
+        """Raise IndexMismatch if the index was made with another model than it is opened with,
+        BadInput if it keeps its vectors otherwise."""
+        if self._codec is not None and self._codec not in CODECS:
+            raise BadInput(f"no codec {self._codec!r}; known: {', '.join(CODECS)}")
         stamp = storage.load(self.folder).stamp
+        if stamp and self._codec not in (None, stamp.codec):
+            raise BadInput(
+                f"{self.folder} keeps its vectors as {stamp.codec}, not as {self._codec}: "
+                "index again into a new folder"
+            )
         if stamp is None or self._model is None:
             return
         if not isinstance(self._model, (str, os.PathLike)):
@@ -352,7 +411,7 @@ class Index:
 
         name = os.fspath(self._model)
         found = fingerprint_of(name, offline=self._options["offline"])
-        storage.require_same(self.folder, stamp, storage.Stamp(name, found, stamp.dim))
+        storage.require_same(self.folder, stamp, replace(stamp, name=name, fingerprint=found))
 
     def _open_encoder(self) -> Encoder:
         if self._model is not None and not isinstance(self._model, (str, os.PathLike)):
@@ -374,27 +433,34 @@ class Index:
                     return
                 catalog = self._open_catalog()
                 with catalog.transaction():
-                    # A writer may have replaced what this state names since the manifest was read.
-                    if catalog.purged() <= view.manifest.generation:
+                    now = view.manifest.generation
+                    if catalog.purged() <= now <= catalog.last():
                         yield view
                         return
+                # A writer may have replaced what this state names since the manifest was read.
+                if _identity(self.folder / storage.MANIFEST) == view.seen:
+                    raise self._damaged(f"manifest and {storage.CATALOG} are of two states")
             raise self._busy()
 
     def _refreshed(self) -> View:
         """The last published state; segments that are already open stay so."""
         with self._reading:
             for _ in range(10):
-                seen = _identity(self.folder)
+                seen = _identity(self.folder / storage.MANIFEST)
                 if seen == self._view.seen:
                     return self._view
                 manifest = storage.load(self.folder)
+                if not manifest.generation and lost_manifest(self.folder):
+                    raise storage.without_manifest(self.folder)
                 if manifest.stamp and self._encoder:
                     storage.require_same(self.folder, manifest.stamp, self._encoder)
                 try:
                     self._view = View(manifest, seen, self._opened(manifest))
                     return self._view
                 except FileNotFoundError as error:
-                    if seen == _identity(self.folder):  # else a writer published without this file
+                    if seen == _identity(
+                        self.folder / storage.MANIFEST
+                    ):  # else a writer published without this file
                         raise self._damaged(f"{error.filename} is missing") from None
             raise self._busy()
 
@@ -407,23 +473,29 @@ class Index:
         )
 
     def _open_catalog(self) -> Catalog:
+        place = _identity(self.folder / storage.CATALOG)[:1]
+        if self._catalog and place != self._catalog_place:  # `repair` put another one there
+            self._catalog.close()
+            self._catalog = None
         if self._catalog is None:
-            self._catalog = Catalog(self.folder)
+            seal.require_same(self.folder)
+            self._catalog, self._catalog_place = Catalog(self.folder), place
         return self._catalog
 
     def _damaged(self, what: str) -> IndexDamaged:
         return IndexDamaged(
-            f"{self.folder}: {what}; `lfm2-mm check --index {self.folder}` tells more"
+            f"{self.folder}: {what}; `lfm2-mm check --index {self.folder}` tells more, "
+            "`repair` mends it"
         )
 
     def _busy(self) -> IndexBusy:
         return IndexBusy(f"{self.folder} changes faster than it can be read; try again")
 
 
-def _identity(folder: Path) -> tuple[int, ...]:
-    """Tells one published manifest from the next, without reading it; () before the first."""
+def _identity(path: Path) -> tuple[int, ...]:
+    """Tells one state of a file from the next without reading it; () where there is none."""
     try:
-        stat = (folder / storage.MANIFEST).stat()
+        stat = path.stat()
     except FileNotFoundError:
         return ()
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
@@ -441,9 +513,10 @@ def _check_question(query: str, k: int, mode: str) -> None:
 def _checked(meta: Mapping[str, str]) -> dict[str, str]:
     """Metadata whose keys can be told from the filters that are always there."""
     for key in meta:
-        if not key or key in FILTERS:
+        if not key or key in filters.BUILT_IN or not set("<>=").isdisjoint(key):
             raise BadInput(
-                f"{key!r} cannot be a metadata key; these are taken: {', '.join(FILTERS)}"
+                f"{key!r} cannot be a metadata key; these are taken: {', '.join(filters.BUILT_IN)},"
+                " and no key holds <, > or ="
             )
     return {str(key): str(value) for key, value in meta.items()}
 

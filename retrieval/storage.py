@@ -1,6 +1,7 @@
 """The index folder: a manifest published by one rename, a lock for the one writer. Knows no text.
 
 manifest.json is the only truth about which generation exists; docs/index-format.md tells the rest.
+What is written as JSON carries a seal, so that a flipped bit is noticed.
 """
 
 from __future__ import annotations
@@ -22,17 +23,22 @@ VERSION = 2
 MANIFEST = "manifest.json"
 LOCK = "lock"
 CATALOG = "catalog.sqlite"
+SUMS = "catalog.sums"
 SEGMENTS = "segments"
-OURS = (MANIFEST, MANIFEST + ".tmp", LOCK, SEGMENTS)  # and CATALOG with its journals
+OURS = (MANIFEST, LOCK, SEGMENTS, SUMS)  # and CATALOG with its journals, and what is half written
+TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """Which encoder made the vectors. Vectors of two stamps must never be compared."""
+    """Which encoder made the vectors, and how they are kept. Vectors of two encoders must never be
+    compared."""
 
     name: str
     fingerprint: str
     dim: int
+    codec: str  # of new segments
+    pool: int  # vectors of a passage that become one
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def state_of(folder: Path) -> str:
     names = [path.name for path in folder.iterdir()]
     if MANIFEST in names:
         return "index"
-    ours = all(name in OURS or name.startswith(CATALOG) for name in names)
+    ours = all(name.removesuffix(TEMPORARY) in OURS or name.startswith(CATALOG) for name in names)
     return "unpublished" if ours else "foreign"
 
 
@@ -120,27 +126,55 @@ def require(folder: Path, *, create: bool) -> None:
 
 
 def load(folder: Path) -> Manifest:
-    """The published state. Raises IndexDamaged, or IndexMismatch for one of a newer version."""
+    """The published state. Raises IndexDamaged, or IndexMismatch for one of another version."""
     try:
-        raw = json.loads((folder / MANIFEST).read_bytes())
-        version, seal = raw["version"], raw.pop("seal")
+        raw = read_sealed(folder / MANIFEST)
     except FileNotFoundError:
         return Manifest()
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, f"cannot be read ({error})") from error
-    if isinstance(version, int) and version > VERSION:
-        raise IndexMismatch(
-            f"{folder} has format {version}, made by a newer lfm2-mm; this one reads "
-            f"{VERSION}: upgrade lfm2-mm, or index again into a new folder"
-        )
-    if isinstance(version, int) and version < VERSION:
-        raise IndexMismatch(
-            f"{folder} has format {version}, made by an older lfm2-mm; this one reads {VERSION}: "
-            "index again into a new folder"
-        )
-    if seal != _seal(raw):
-        raise _damaged(folder, "does not fit its own checksum")
+    except ValueError as error:
+        raise _damaged(folder, str(error)) from error
     return _from_json(raw)
+
+
+def write_sealed(path: Path, raw: dict[str, Any]) -> bytes:
+    """Replace a JSON file in one step, durably; what was written."""
+    raw = {"format": "lfm2-mm index", "version": VERSION, **raw}
+    raw = json.loads(json.dumps(raw))  # tuples become lists: the seal must see what a reader sees
+    content = json.dumps({**raw, "seal": _seal(raw)}, indent=1).encode()
+    temporary = path.with_name(path.name + TEMPORARY)
+    with temporary.open("wb") as file:
+        file.write(content)
+        flush(file)
+    os.replace(temporary, path)
+    flush_folder(path.parent)
+    return content
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The content of `write_sealed`. Raises ValueError where it is not as it was written,
+    IndexMismatch where another version wrote it."""
+    try:
+        raw = json.loads(path.read_bytes())
+        version, seal = raw["version"], raw.pop("seal")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"cannot be read ({error})") from error
+    sound = seal == _seal(raw)
+    # A newer version may seal in another way; an unsound older one is just damaged.
+    if isinstance(version, int) and (version > VERSION or (sound and version < VERSION)):
+        raise _other_version(path.parent, version)
+    if not sound:
+        raise ValueError("does not fit its own checksum")
+    del raw["format"], raw["version"]
+    return raw
+
+
+def _other_version(folder: Path, version: int) -> IndexMismatch:
+    made = "a newer" if version > VERSION else "an older"
+    advice = "upgrade lfm2-mm, or index" if version > VERSION else "index"
+    return IndexMismatch(
+        f"{folder} has format {version}, made by {made} lfm2-mm; this one reads {VERSION}: "
+        f"{advice} again into a new folder"
+    )
 
 
 class Stamped(Protocol):
@@ -165,15 +199,7 @@ def require_same(folder: Path, stamp: Stamp, model: Stamped) -> None:
 
 def publish(folder: Path, manifest: Manifest) -> None:
     """Make `manifest` the state of the index, in one step; what it names is durable already."""
-    raw = {"format": "lfm2-mm index", "version": VERSION, **asdict(manifest)}
-    raw = json.loads(json.dumps(raw))  # tuples become lists: the seal must see what a reader sees
-    text = json.dumps({**raw, "seal": _seal(raw)}, indent=1)
-    temporary = folder / (MANIFEST + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        flush(file)
-    os.replace(temporary, folder / MANIFEST)
-    flush_folder(folder)
+    write_sealed(folder / MANIFEST, asdict(manifest))
 
 
 @contextlib.contextmanager
@@ -220,25 +246,28 @@ def bytes_of(folder: Path) -> int:
     return total
 
 
+def entry_of(raw: dict[str, Any]) -> Entry:
+    """An entry from its JSON."""
+    parts = {name: Part(**part) for name, part in raw["parts"].items()}
+    dead = tuple((first, last) for first, last in raw["dead"])
+    return Entry(**{**raw, "parts": parts, "dead": dead})
+
+
 def _from_json(raw: dict[str, Any]) -> Manifest:
-    fields = {k: v for k, v in raw.items() if k not in ("format", "version")}
-    entries = tuple(
-        Entry(
-            **{
-                **entry,
-                "parts": {name: Part(**part) for name, part in entry["parts"].items()},
-                "dead": tuple((first, last) for first, last in entry["dead"]),
-            }
-        )
-        for entry in fields.pop("segments")
-    )
-    stamp = fields.pop("stamp")
-    return Manifest(**fields, stamp=Stamp(**stamp) if stamp else None, segments=entries)
+    stamp = Stamp(**raw["stamp"]) if raw["stamp"] else None
+    return Manifest(**{**raw, "stamp": stamp, "segments": tuple(map(entry_of, raw["segments"]))})
 
 
 def _seal(raw: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
 
+def without_manifest(folder: Path) -> IndexDamaged:
+    """The error for a folder whose catalog tells that a manifest was here."""
+    return _damaged(folder, "is missing")
+
+
 def _damaged(folder: Path, what: str) -> IndexDamaged:
-    return IndexDamaged(f"{folder / MANIFEST} {what}: index the sources again into a new folder")
+    return IndexDamaged(
+        f"{folder / MANIFEST} {what}: `lfm2-mm repair --index {folder}` mends what can be mended"
+    )

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfm2_mm.errors import BadInput, Unreadable
-from retrieval.catalog import Known, NewChunk
 from retrieval.documents import Document, cut, find_files, read, source_of
 from retrieval.files import open_regular
+from retrieval.rows import Known, NewChunk
 from retrieval.types import Progress, Skipped
 from retrieval.writer import Incoming, Writer
 
@@ -57,7 +57,7 @@ class File:
 
 def look(paths: Paths, folder: Path) -> list[File]:
     """The files in `paths` but for the index's own. Raises BadInput for a path that is missing."""
-    return [_look(path) for path in find_files(paths, ignore=[folder])]
+    return [look_at(path) for path in find_files(paths, ignore=[folder])]
 
 
 def update(run: Run, files: Sequence[File], roots: Paths, *, prune: bool) -> None:
@@ -68,7 +68,7 @@ def update(run: Run, files: Sequence[File], roots: Paths, *, prune: bool) -> Non
     run.writer.progress = run.encoded
     for file in files:
         run.advance(source=file.source)
-        _bring(run, file)
+        bring(run, file)
         run.advance(files=run.progress.files + 1, bytes=run.progress.bytes + max(0, file.size))
     if prune:
         _prune(run, [source_of(path) for path in roots], {file.source for file in files})
@@ -90,14 +90,14 @@ def add_texts(run: Run, texts: Iterable[tuple[str, str, str]]) -> None:
         run.advance(files=run.progress.files + 1)
 
 
-def _look(path: Path) -> File:
+def look_at(path: Path) -> File:
     with contextlib.suppress(OSError):  # reading it will tell why
         stat = path.stat()
         return File(path, source_of(path), stat.st_size, stat.st_mtime_ns)
     return File(path, source_of(path), -1, 0)
 
 
-def _bring(run: Run, file: File) -> None:
+def bring(run: Run, file: File) -> None:
     writer = run.writer
     known = writer.known(file.source)
     if known and (known.size, known.mtime_ns) == (file.size, file.mtime_ns):

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lfm2_mm.errors import LfmError
-from retrieval import storage
-from retrieval.catalog import Catalog, Known, NewChunk, NewDocument, Touched, Unread
-from retrieval.segments import CODECS, SegmentWriter, sweep
+from retrieval import headers, storage
+from retrieval.catalog import Catalog, lost_manifest
+from retrieval.codecs import CODECS, DEFAULT
+from retrieval.headers import Held
+from retrieval.rows import Known, NewChunk, NewDocument, Touched, Unread
+from retrieval.segments import SegmentWriter, sweep
 from retrieval.storage import Manifest, Stamp
 
 if TYPE_CHECKING:
@@ -30,7 +33,14 @@ SEGMENT_SECONDS = 15.0  # work that a kill may lose, or a twentieth of the run w
 NOTES = (
     1000  # remembered at once: a disk's flush for each file would take longer than looking at it
 )
-CODEC = "float16"
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How a new index keeps its vectors."""
+
+    codec: str = DEFAULT
+    pool: int = 1  # vectors of a passage that become one
 
 
 @dataclass(frozen=True)
@@ -64,19 +74,27 @@ def passage(chunk: NewChunk) -> str:
 
 
 @contextlib.contextmanager
-def writing(folder: Path, encoder: Callable[[], Encoder]) -> Iterator[Writer]:
+def writing(
+    folder: Path, encoder: Callable[[], Encoder], keeping: Keeping | None = None
+) -> Iterator[Writer]:
     """Be the index's only writer; publish at the end, and on Ctrl-C what was finished by then.
+
+    keeping: how a new index keeps its vectors.
 
     Raises IndexBusy where another one is, LfmError where the disk is full.
     """
     storage.require(folder, create=True)
+    if not storage.load(folder).generation and lost_manifest(folder):
+        raise storage.without_manifest(folder)
     with _disk_told(folder), storage.writing(folder):
-        writer = Writer(folder, encoder)
+        writer = Writer(folder, encoder, keeping or Keeping())
         try:
             yield writer
             writer.commit()
+            writer.catalog.seal()
         except KeyboardInterrupt:
             writer.commit_finished()
+            writer.catalog.seal()
             raise
         finally:
             writer.close()
@@ -85,7 +103,7 @@ def writing(folder: Path, encoder: Callable[[], Encoder]) -> Iterator[Writer]:
 class Writer:
     """Made by `writing`, which holds the lock."""
 
-    def __init__(self, folder: Path, encoder: Callable[[], Encoder]) -> None:
+    def __init__(self, folder: Path, encoder: Callable[[], Encoder], keeping: Keeping) -> None:
         self.folder = folder
         self.manifest = storage.load(folder)
         # A published index without its catalog is damaged, not new.
@@ -95,6 +113,7 @@ class Writer:
         self.tally = Tally()
         self.progress: Callable[[int], None] = lambda chunks: None
         self._encoder = encoder
+        self._keeping = keeping
         self._started = self._published = time.monotonic()
         self._segment: SegmentWriter | None = None
         self._waiting: list[tuple[Incoming, Known | None]] = []
@@ -175,22 +194,29 @@ class Writer:
                 self._finish(*self._waiting.pop(0))
 
     def _append(self, batch: Sequence[np.ndarray]) -> None:
+        stamp = self._stamp()
         if self._segment is None:
-            encoder = self._encoder()
-            if self.manifest.stamp:  # perhaps published since the encoder was opened
-                storage.require_same(self.folder, self.manifest.stamp, encoder)
             self._segment = SegmentWriter(
-                self.folder, self.manifest.next_segment, encoder.dim, CODECS[CODEC]
+                self.folder, self.manifest.next_segment, stamp.dim, CODECS[stamp.codec]
             )
         for vectors in batch:
             self._segment.add(self.manifest.next_id + len(self._segment), vectors)
+
+    def _stamp(self) -> Stamp:
+        """The index's, or that of the one that is being made."""
+        encoder = self._encoder()
+        if self.manifest.stamp:  # perhaps published since the encoder was opened
+            storage.require_same(self.folder, self.manifest.stamp, encoder)
+            return self.manifest.stamp
+        keeping = self._keeping
+        return Stamp(encoder.name, encoder.fingerprint, encoder.dim, keeping.codec, keeping.pool)
 
     def _finish(self, document: Incoming, replaces: Known | None) -> None:
         assert self._segment is not None
         chunks = len(document.chunks)
         new = NewDocument(
-            source=document.source, kind=document.kind, title=document.title, size=document.size,
-            mtime_ns=document.mtime_ns, sha256=document.sha256, first=self._next_id,
+            id=self._next_id, source=document.source, kind=document.kind, title=document.title,
+            size=document.size, mtime_ns=document.mtime_ns, sha256=document.sha256,
             tokens=self._segment.tokens_of(self._next_id, chunks),
             chunks=tuple(document.chunks), meta=document.meta,
         )  # fmt: skip
@@ -205,25 +231,35 @@ class Writer:
             return
         self._publishing = True
         gone = [*self._gone, *(known for _, known in self._finished if known)]
-        manifest = _successor(self.manifest, [new for new, _ in self._finished], gone)
+        new = [document for document, _ in self._finished]
+        manifest = _successor(self.manifest, new, gone)
         if self._segment:
-            entry = self._segment.finish()
+            stamp = self._stamp()
+            held = [Held(d.id, len(d.chunks), d.source) for d in new]
+            entry = headers.write(self.folder, self._segment.finish(), stamp, held)
             manifest = replace(
                 manifest,
                 segments=(*manifest.segments, entry),
                 next_segment=manifest.next_segment + 1,
-                stamp=manifest.stamp or _stamp(self._encoder()),
+                stamp=stamp,
             )
-        self.catalog.commit(
-            manifest.generation, (new for new, _ in self._finished), (known.id for known in gone)
-        )
-        storage.publish(self.folder, manifest)
-        self.manifest, self._segment = manifest, None
+            self._segment = None
+        self._advance(manifest, new, [known.id for known in gone])
         self._count()
-        self.catalog.purge(self.now)
-        sweep(self.folder, manifest.segments)
         self._published = time.monotonic()
         self._publishing = False
+
+    def put(self, manifest: Manifest) -> None:
+        """Publish the same passages in other segments."""
+        self._advance(replace(manifest, generation=self.now + 1), (), ())
+
+    def _advance(self, manifest: Manifest, new: Sequence[NewDocument], gone: Sequence[int]) -> None:
+        """From one generation to the next; the segments of `manifest` are durable."""
+        self.catalog.commit(manifest.generation, new, gone)
+        storage.publish(self.folder, manifest)
+        self.manifest = manifest
+        self.catalog.purge(self.now)
+        sweep(self.folder, manifest.segments)
 
     def _count(self) -> None:
         self.tally.removed += len(self._gone)
@@ -244,9 +280,7 @@ def _successor(old: Manifest, new: Sequence[NewDocument], gone: Sequence[Known])
     """The manifest after some documents came and others went, without the new segment."""
     segments = []
     for entry in old.segments:
-        ranges = [
-            (k.first, k.first + k.chunks) for k in gone if entry.first <= k.first <= entry.last
-        ]
+        ranges = [(k.id, k.id + k.chunks) for k in gone if entry.first <= k.id <= entry.last]
         kept = entry.without(ranges) if ranges else entry
         if kept.live:
             segments.append(kept)
@@ -259,10 +293,6 @@ def _successor(old: Manifest, new: Sequence[NewDocument], gone: Sequence[Known])
         next_id=old.next_id + sum(len(d.chunks) for d in new),
         segments=tuple(segments),
     )
-
-
-def _stamp(encoder: Encoder) -> Stamp:
-    return Stamp(encoder.name, encoder.fingerprint, encoder.dim)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def written(folder: Path, lengths: list[int], first: int = 1, number: int = 1) -
 
 FULL = Manifest(
     generation=3,
-    stamp=Stamp("nano-colbert", "ab" * 32, 64),
+    stamp=Stamp("nano-colbert", "ab" * 32, 64, "int8", 1),
     documents=2,
     chunks=5,
     tokens=90,
