@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -110,6 +111,17 @@ def pair(text: str) -> tuple[str, str]:
     if not (key and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value")
     return key, value
+
+
+def condition(text: str) -> tuple[str, str]:
+    """An argparse type: key=value, or date>=2024-05 and the like; the sign goes with the key."""
+    found = re.fullmatch(r"([^<>=]+)(>=|<=|>|<|=)(.*)", text, re.DOTALL)
+    if not found:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not of the form key=value, or key>=value with one of >= <= > <"
+        )
+    key, sign, value = found.groups()
+    return key.strip() + sign.removeprefix("="), value
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -222,14 +234,33 @@ def _about_index(add: Add) -> None:
     search.add_argument("-k", type=whole(1), default=10, help="how many hits (default 10)")
     search.add_argument("--mode", choices=MODES, default="hybrid")
     search.add_argument(
-        "--filter", type=pair, action="append", default=[], metavar="KEY=VALUE",
-        help="source=*.pdf, or what `index --meta` kept; repeat to narrow down",
+        "--filter", type=condition, action="append", default=[], metavar="KEY=VALUE",
+        help="source=*.pdf, type=md, 'date>=2024-05', or what `index --meta` kept; all must hold",
     )  # fmt: skip
     delete = add("delete", "apps.verbs.collection:delete", "delete documents from an index")
     _index_flag(delete)
     delete.add_argument("--source", required=True, help="a source, or a pattern such as *.pdf")
     _index_flag(add("info", "apps.verbs.collection:info", "say what an index holds"))
-    _index_flag(add("check", "apps.verbs.collection:check", "verify every stored byte of an index"))
+    _about_care(add)
+
+
+def _about_care(add: Add) -> None:
+    check = add("check", "apps.verbs.collection:check", "verify every stored byte of an index")
+    _index_flag(check)
+    check.add_argument("--recall", action="store_true", help="measure searches against exact ones")
+    check.add_argument("-k", type=whole(1), default=10, help="of the k best (default 10)")
+    check.add_argument(
+        "--queries", metavar="FILE", help="one a line; default: phrases of stored passages"
+    )
+    check.add_argument(
+        "--target", type=number(0, 1), metavar="R", help="find the effort that reaches this recall"
+    )
+    check.add_argument("--keep", action="store_true", help="search with that effort from now on")
+    repair = add("repair", "apps.verbs.collection:repair", "keep what is whole, encode the rest")
+    _index_flag(repair)
+    _model_flag(repair, None, "default: the model the index was made with")
+    compact = add("compact", "apps.verbs.collection:compact", "merge segments, give space back")
+    _index_flag(compact)
 
 
 def _about_measures(add: Add) -> None:

@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder, fingerprint_of, open_encoder
-    from retrieval.evaluate import Evaluation, evaluate
+    from retrieval.evaluation import Evaluation, evaluate
     from retrieval.fusion import Fusion
     from retrieval.index import Index, open
     from retrieval.maxsim import maxsim
+    from retrieval.recall import Recall
     from retrieval.types import Damage, Hit, Info, Match, Progress, Report, Skipped, Source
 
 _HOMES = {
     "encoder": ("Encoder", "fingerprint_of", "open_encoder"),
-    "evaluate": ("Evaluation", "evaluate"),
+    "evaluation": ("Evaluation", "evaluate"),
     "fusion": ("Fusion",),
     "index": ("Index", "open"),
     "maxsim": ("maxsim",),
+    "recall": ("Recall",),
     "types": ("Damage", "Hit", "Info", "Match", "Progress", "Report", "Skipped", "Source"),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
@@ -33,6 +35,7 @@ __all__ = [
     "Info",
     "Match",
     "Progress",
+    "Recall",
     "Report",
     "Skipped",
     "Source",

@@ -22,8 +22,9 @@ def find_files(
 
     A file that is named is always taken. In folders, hidden files and folders, IGNORED ones and
     those in `ignore` (an index, say) are passed over, and links to folders are not followed; such a
-    link, and a folder that cannot be listed, are yielded themselves so that `read` tells why.
-    Raises BadInput for a path that does not exist, before anything is yielded.
+    link, and a folder that cannot be listed, are yielded themselves so that `read` tells why, as
+    is a path that must not be looked at. Raises BadInput for a path that does not exist, before
+    anything is yielded.
     """
     roots = [os.path.realpath(path) for path in paths if exists(path)]
     seen = {os.path.realpath(path) for path in ignore}  # one short string a file, for the walk
@@ -41,10 +42,23 @@ def exists(path: str | os.PathLike[str]) -> bool:
     """True, or BadInput: a mistyped path must not read as an empty folder."""
     try:
         os.stat(path)
+    except PermissionError:
+        return True  # perhaps: reading it will tell
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise BadInput(f"cannot take {printable(Path(path).as_posix())}: {why}") from None
     return True
+
+
+def vanished(path: str | os.PathLike[str]) -> bool:
+    """Is a file certainly not there? Not so where its folder must not be looked into."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def walk(root: str, seen: set[str]) -> Iterator[Path]:

@@ -7,31 +7,32 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lfm2_mm.errors import BadInput, IndexBusy, IndexDamaged
-from retrieval import filters, lexical, matches, seal, storage
+from retrieval import filters, matches, seal, storage
 from retrieval.catalog import Catalog, lost_manifest
 from retrieval.check import check
 from retrieval.codecs import CODECS
 from retrieval.filters import Where
-from retrieval.fusion import DEFAULT, OF_ENCODER, Fusion, fuse
+from retrieval.fusion import DEFAULT, OF_ENCODER, Fusion
+from retrieval.ranking import UNSEEN, Query, View, ranked
 from retrieval.rows import Row
-from retrieval.segments import Exact, Segment, best
+from retrieval.segments import Segment
 from retrieval.storage import Manifest
 from retrieval.types import MODES, Damage, Hit, Info, Match, Mode, Progress, Report, Source
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
+    from retrieval.recall import Recall
     from retrieval.update import Run
     from retrieval.writer import Writer
 
 DEFAULT_MODEL = "nano-colbert"
-CANDIDATES = 200  # of each of the two rankings that hybrid search joins
 
 
 def open(
@@ -59,38 +60,6 @@ def open(
         with contextlib.suppress(IndexDamaged):  # `repair` must be able to open it
             index.require_settings()
     return index
-
-
-@dataclass(frozen=True)
-class View:
-    """One published state, open for reading."""
-
-    manifest: Manifest
-    seen: tuple[int, ...]  # identity of the manifest file it was read from
-    segments: tuple[Segment, ...]
-
-    @property
-    def exact(self) -> Exact:
-        return Exact(self.segments)
-
-
-UNSEEN = View(Manifest(), (-1,), ())  # no state was looked at yet
-
-
-@dataclass(frozen=True)
-class Query:
-    """What is searched for."""
-
-    text: str
-    k: int
-    mode: Mode
-    where: tuple[tuple[str, str], ...]
-    vectors: np.ndarray | None  # (tokens, dim); None in lexical mode
-    fusion: Fusion
-
-    @property
-    def terms(self) -> list[str]:
-        return lexical.terms(self.text)
 
 
 class Index:
@@ -313,34 +282,14 @@ class Index:
             yield view, Query(query, k, mode, filters.pairs(where), vectors, fusion or DEFAULT)
 
     def _ranked(self, view: View, asked: Query) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and scores of the k best passages, best first."""
-        now = view.manifest.generation
         if view.manifest.chunks == 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        catalog = self._open_catalog()
-        if asked.vectors is None:
-            return catalog.lexical(asked.terms, asked.k, now, asked.where)
-        vectors = asked.vectors
-        allowed = catalog.select(asked.where, now) if asked.where else None
-        if asked.mode == "colbert":
-            return view.exact.candidates(vectors, asked.k, allowed)
-        wide = max(CANDIDATES, asked.k)
-        ids, semantic = view.exact.candidates(vectors, wide, allowed)
-        words, counted = catalog.lexical(asked.terms, wide, now, asked.where)
-        union = np.union1d(ids, words)
-        semantic = _filled(union, ids, semantic, lambda ids: view.exact.scores(vectors, ids))
-        counted = _filled(union, words, counted, lambda ids: self._counted(asked.terms, ids, now))
-        return best(union, fuse(semantic, counted, asked.fusion), asked.k)
-
-    def _counted(self, terms: Sequence[str], ids: np.ndarray, now: int) -> np.ndarray:
-        """BM25 (N,) of passages; 0 where none of the terms is in one."""
-        found, scores = self._open_catalog().lexical(terms, len(ids), now, among=ids)
-        return _filled(ids, found, scores, lambda rest: np.zeros(len(rest), np.float32))
+        return ranked(view, self._open_catalog(), asked)
 
     def _matched(self, view: View, asked: Query, row: Row) -> tuple[Match, ...]:
         if asked.vectors is None:
             return matches.by_word(asked.terms, row.text)
-        stored = view.exact.vectors(row.id)
+        stored = view.vectors.vectors(row.id)
         return matches.by_meaning(
             self.encoder(), asked.text, asked.vectors, row.context, row.text, stored
         )
@@ -373,6 +322,40 @@ class Index:
             found += ["\n" * (start - place), text]
             place = start + len(text)
         return "".join(found)
+
+    def recall(
+        self,
+        k: int = 10,
+        queries: Sequence[str] | None = None,
+        *,
+        target: float | None = None,
+    ) -> Recall:
+        """How much of the exact ranking searches by meaning find here, and how fast they are.
+
+        queries: None takes phrases of some passages. target: look for the effort that reaches this
+        recall; `set_effort` keeps it.
+        """
+        from retrieval.recall import QUERIES, measure, phrases, reach
+
+        with self._snapshot() as view:
+            if queries is None and view.manifest.chunks:
+                catalog = self._open_catalog()
+                ids = catalog.select((), view.manifest.generation)
+                some = np.random.default_rng(0).permutation(ids)[:QUERIES]
+                queries = list(phrases([row.text for row in catalog.rows(some)]))
+        asked = [text for text in queries or () if text.strip()]
+        vectors = self.encoder().encode_queries(asked) if asked else []
+        with self._snapshot() as view:
+            if target is None:
+                return measure(view, vectors, k)
+            return reach(view, vectors, k, target)
+
+    def set_effort(self, effort: int | None) -> None:
+        """Score so many passages exactly in each search by meaning; None: as many as is usual."""
+        from retrieval.writer import writing
+
+        with writing(self.folder, self.encoder) as writer:
+            writer.put(replace(writer.manifest, effort=effort))
 
     def check(self) -> list[Damage]:
         """What in the index is not as it was written; empty when it is sound. Reads every byte."""
@@ -519,20 +502,6 @@ def _checked(meta: Mapping[str, str]) -> dict[str, str]:
                 " and no key holds <, > or ="
             )
     return {str(key): str(value) for key, value in meta.items()}
-
-
-def _filled(
-    wanted: np.ndarray,
-    ids: np.ndarray,
-    scores: np.ndarray,
-    rest: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray:
-    """Scores of `wanted`: those of `ids` are known, `rest` finds the others."""
-    known = dict(zip(ids.tolist(), scores.tolist(), strict=True))
-    missing = np.array([chunk for chunk in wanted.tolist() if chunk not in known], dtype=np.int64)
-    if len(missing):
-        known |= zip(missing.tolist(), rest(missing).tolist(), strict=True)
-    return np.array([known[chunk] for chunk in wanted.tolist()], dtype=np.float32)
 
 
 def _hit(rank: int, score: float, row: Row, matched: tuple[Match, ...]) -> Hit:

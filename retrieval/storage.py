@@ -94,6 +94,7 @@ class Manifest:
     next_id: int = 1  # of the next passage; ids are never given twice
     next_segment: int = 1
     segments: tuple[Entry, ...] = field(default=())
+    effort: int | None = None  # passages that a search scores exactly; None: its own choice
 
 
 def state_of(folder: Path) -> str:

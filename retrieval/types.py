@@ -51,7 +51,7 @@ class Progress:
     """Where a run stands. Bytes are those of the files, so the remaining time can be told."""
 
     files: int  # done
-    of_files: int
+    of_files: int  # 0 where texts come one by one and nobody knows how many
     bytes: int  # done
     of_bytes: int
     chunks: int  # encoded in this run

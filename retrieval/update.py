@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lfm2_mm.errors import BadInput, Unreadable
 from retrieval.documents import Document, cut, find_files, read, source_of
-from retrieval.files import open_regular
+from retrieval.files import open_regular, path_of, vanished
 from retrieval.rows import Known, NewChunk
 from retrieval.types import Progress, Skipped
 from retrieval.writer import Incoming, Writer
@@ -77,6 +77,7 @@ def update(run: Run, files: Sequence[File], roots: Paths, *, prune: bool) -> Non
 def add_texts(run: Run, texts: Iterable[tuple[str, str, str]]) -> None:
     """Add or bring up to date documents that are given as (source, text, title)."""
     run.writer.progress = run.encoded
+    run.progress = replace(run.progress, of_files=len(texts) if isinstance(texts, Sized) else 0)
     seen: set[str] = set()
     for source, text, title in texts:
         run.advance(source=source)
@@ -166,9 +167,10 @@ def _take(
 def _prune(run: Run, roots: Sequence[str], found: set[str]) -> None:
     for source in run.writer.catalog.files(run.writer.now):
         below = any(source == root or source.startswith(root.rstrip("/") + "/") for root in roots)
-        known = run.writer.known(source) if below and source not in found else None
-        if known:
-            run.writer.remove(known)
+        if below and source not in found and vanished(path_of(source)):
+            known = run.writer.known(source)
+            if known:
+                run.writer.remove(known)
 
 
 def passages(document: Document, encoder: Encoder) -> list[NewChunk]:

@@ -24,7 +24,10 @@ from apps.verbs.collection import marked
 from lfm2_mm.types import Sampling
 from tests import tiny
 
-VERBS = ("models", "doctor", "fetch", "chat", "index", "search", "delete", "info", "check")
+VERBS = (
+    "models", "doctor", "fetch", "chat", "index", "search", "delete", "info", "check", "repair",
+    "compact",
+)  # fmt: skip
 VERBS += ("evaluate", "bench", "demo")
 
 

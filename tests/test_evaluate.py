@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lfm2_mm.errors import BadInput
-from retrieval.evaluate import evaluate, measure
+from retrieval.evaluation import evaluate, measure
 from retrieval.types import MODES
 from tests.words_encoder import WordsEncoder
 

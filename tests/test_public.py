@@ -12,7 +12,8 @@ PUBLIC = {
         Audio AudioChunk Done Image LfmError Message Sampling Text TextDelta Usage __version__
     """,
     "retrieval": """
-        Damage Encoder Evaluation Fusion Hit Index Info Match Progress Report Skipped Source
+        Damage Encoder Evaluation Fusion Hit Index Info Match Progress Recall Report
+        Skipped Source
         evaluate fingerprint_of maxsim open open_encoder
     """,
 }

@@ -1,4 +1,4 @@
-"""The verbs of an index: `index`, `search`, `delete`, `info`, `check`."""
+"""The verbs of an index: `index`, `search`, `delete`, `info`, `check`, `repair`, `compact`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from apps import wiring
 from apps.screen import Screen, duration, plain, size
+from lfm2_mm.errors import BadInput
 
 if TYPE_CHECKING:
-    from retrieval.types import Hit, Info, Match, Report
+    from retrieval.index import Index
+    from retrieval.recall import Recall
+    from retrieval.types import Damage, Hit, Info, Match, Report
 
 STRONG = 0.6  # cosine from which a matched word is shown in bold
 
@@ -46,7 +50,7 @@ def search(args: Namespace, screen: Screen) -> None:
     """Search an index."""
     with wiring.open_index(args) as opened:
         start = time.perf_counter()
-        hits = opened.search(args.query, k=args.k, mode=args.mode, where=dict(args.filter) or None)
+        hits = opened.search(args.query, k=args.k, mode=args.mode, where=args.filter)
         seconds = time.perf_counter() - start
     record = {"query": args.query, "hits": [asdict(hit) for hit in hits], "seconds": seconds}
     screen.result(record, _hit_lines(hits, screen))
@@ -101,9 +105,77 @@ def _info_lines(held: Info) -> list[str]:
 
 def check(args: Namespace, screen: Screen) -> int:
     """Verify an index; exit code 1 where something is damaged."""
+    if not args.recall and (args.queries or args.target is not None or args.keep):
+        args.wrong_usage("--queries, --target and --keep go with --recall")
+    if args.keep and args.target is None:
+        args.wrong_usage("--keep goes with --target: the recall to be kept")
     with wiring.open_index(args) as opened:
         damaged = opened.check()
-    record = {"ok": not damaged, "damaged": [asdict(one) for one in damaged]}
-    lines = [f"damaged {plain(one.file)}: {plain(one.what)}" for one in damaged]
-    screen.result(record, lines or [f"{args.index} is sound"])
+        record: dict[str, Any] = {"ok": not damaged, "damaged": [asdict(one) for one in damaged]}
+        lines = _damage_lines(damaged) or [f"{args.index} is sound"]
+        if args.recall and not damaged:
+            found = _recall(args, opened)
+            record["recall"] = asdict(found)
+            lines += _recall_lines(found, args)
+    screen.result(record, lines)
     return 1 if damaged else 0
+
+
+def _damage_lines(damaged: Sequence[Damage]) -> list[str]:
+    return [f"damaged {plain(one.file)}: {plain(one.what)}" for one in damaged]
+
+
+def _recall(args: Namespace, opened: Index) -> Recall:
+    queries = None
+    if args.queries:
+        text = Path(args.queries).read_text(encoding="utf-8", errors="replace")
+        queries = [line for line in text.splitlines() if line.strip()]
+        if not queries:
+            raise BadInput(f"no query in {args.queries}: one a line is read")
+    found = opened.recall(args.k, queries, target=args.target)
+    if args.keep and found.reached:
+        opened.set_effort(found.effort)
+    return found
+
+
+def _recall_lines(found: Recall, args: Namespace) -> list[str]:
+    lines = [
+        f"recall@{found.k} {found.value:.3f} over {found.queries} queries: "
+        f"{found.search_ms:.1f} ms a query, exact search {found.exact_ms:.1f} ms"
+    ]
+    if found.target is not None:
+        effort = f"an effort of {found.effort}" if found.effort else "the usual effort"
+        kept = "kept" if args.keep else "--keep makes searches use it"
+        lines.append(
+            f"{effort} reaches {found.target:g}; {kept}"
+            if found.reached
+            else f"{found.target:g} was not reached"
+        )
+    elif found.value < 1:
+        lines.append("more: `check --recall --target 0.99` finds the effort that reaches it")
+    return lines
+
+
+def repair(args: Namespace, screen: Screen) -> int:
+    """Keep what is whole of a damaged index, encode the rest again."""
+    with wiring.open_index(args) as opened, screen.progress("chunks") as tell:
+        damaged, report = opened.repair(lambda step: tell(step.chunks, 0, step.source))
+        left = opened.check()
+    record = {
+        "index": str(args.index),
+        "ok": not left,
+        "damaged": [asdict(one) for one in damaged],
+        **asdict(report),
+    }
+    lines = _damage_lines(damaged) or [f"{args.index} was sound"]
+    screen.result(record, [*lines, *_report_lines(report)])
+    return 1 if left else 0
+
+
+def compact(args: Namespace, screen: Screen) -> None:
+    """Merge segments and give back the space of what was deleted."""
+    with wiring.open_index(args) as opened, screen.progress("chunks") as tell:
+        before = opened.info().bytes
+        held = opened.compact(lambda done, total: tell(done, total, "copying"))
+    lines = [f"{size(before)} became {size(held.bytes)}", *_info_lines(held)]
+    screen.result({**asdict(held), "bytes_before": before}, lines)

@@ -11,7 +11,7 @@ from apps.screen import Screen, table
 
 def evaluate(args: Namespace, screen: Screen) -> None:
     """Measure the ranking on a folder of judged queries."""
-    from retrieval.evaluate import evaluate as measure
+    from retrieval.evaluation import evaluate as measure
 
     with screen.progress("documents") as tell:
         found = measure(
