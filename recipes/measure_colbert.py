@@ -87,7 +87,7 @@ def untrained(model: Path, folder: Path) -> Path:
 
 
 def measure(
-    collection: Collection, model: Path, floor: Path, fusion: Fusion | None
+    collection: Collection, model: Path, floor: Path, fusion: Fusion | None, dtype: str
 ) -> dict[str, np.ndarray]:
     """Column -> nDCG@10 of each query."""
     found = {"BM25": per_query(collection, bm25(collection))}
@@ -95,7 +95,7 @@ def measure(
     for checkpoint, modes in ((floor, ("floor",)), (model, ("colbert", "hybrid", "lexical"))):
         with (
             tempfile.TemporaryDirectory(prefix="measure-") as place,
-            retrieval.open(place, model=checkpoint, create=True) as index,
+            retrieval.open(place, model=checkpoint, create=True, dtype=dtype) as index,
         ):
             index.add_texts(rows)
             for mode in modes:
@@ -142,6 +142,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     words.add_argument("--model", type=Path, default=Path("lfm2_mm/assets/nano_colbert"))
     words.add_argument("--queries", type=int, default=400, help="at most, of each collection")
     words.add_argument("--weight", type=float, help="share of colbert in hybrid mode")
+    words.add_argument("--dtype", default="fp32", help="fp32, bf16, int8 or auto")
     words.add_argument("--only", nargs="*", help="names of collections")
     words.add_argument("--write-beir", type=Path, help="only write the collections, to this folder")
     words.add_argument("--write", action="store_true", help="write the table into the model's card")
@@ -157,7 +158,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="floor-") as folder:
         floor = untrained(args.model, Path(folder) / "floor")
         for collection in chosen:
-            results[collection.name] = measure(collection, args.model, floor, fusion)
+            results[collection.name] = measure(collection, args.model, floor, fusion, args.dtype)
             shown = {c: round(float(v.mean()), 3) for c, v in results[collection.name].items()}
             print(collection.name, shown, flush=True)
     text = table(results)

@@ -61,6 +61,8 @@ class Drawer:
         """Distinct passages: seeds, each followed by neighbours of its own."""
         total = min(self.documents, len(source.passages))
         near = self.neighbours.get(source.name)
+        if near is not None and near.shape[1] == 0:  # a source of one passage
+            near = None
         picked: dict[int, None] = {}
         while len(picked) < total:
             at = rng.randrange(len(source.passages))
