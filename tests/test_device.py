@@ -5,7 +5,6 @@ Other processors and CUDA are described to it, since one machine has only its ow
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
