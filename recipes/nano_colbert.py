@@ -1,6 +1,6 @@
 """Trains nano-colbert, the bundled late-interaction checkpoint, from the data folder.
 
-    python recipes/nano_colbert.py --data DIR --minutes 90 --out runs/nano_colbert
+    python recipes/nano_colbert.py --data DIR [--minutes 90] [--out runs/nano_colbert]
 
 It starts as weighted word matching (nano_colbert_model.word_table) and learns from there which
 words mean alike: contrastive loss over MaxSim, at first among random passages of one source, then
@@ -143,6 +143,7 @@ def settle(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, say: Callable[[str], None]) -> Path:
     """One run from data to checkpoint; returns the folder of the checkpoint."""
     torch.manual_seed(args.seed)
+    args.documents = args.documents or (32 if args.device == "cpu" else 256)
     if args.threads:
         torch.set_num_threads(args.threads)
     settle(args)
@@ -210,8 +211,8 @@ def parser() -> argparse.ArgumentParser:
     add = words.add_argument
     add("--data", type=Path, required=True, help="folder that holds retrieval/ and text/")
     add("--out", type=Path, default=Path("runs/nano_colbert"))
-    length = words.add_mutually_exclusive_group(required=True)
-    length.add_argument("--minutes", type=float, help="train by the clock")
+    length = words.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=90, help="train by the clock; 90")
     length.add_argument("--steps", type=int, help="train so many steps: reproducible")
     add("--seed", type=int, default=0)
     add("--no-sharealike", action="store_true", help="leave out CC BY-SA sources")
@@ -222,9 +223,9 @@ def parser() -> argparse.ArgumentParser:
     add("--hidden", type=int, default=192)
     add("--layers", default="ccac", help="c: convolution, a: attention")
     add("--dim", type=int, default=128, help="numbers of a vector")
-    add("--documents", type=int, default=32, help="passages in a batch")
+    add("--documents", type=int, help="passages in a batch; 32 on a CPU, 256 on a GPU")
     add("--length", type=int, default=180, help="tokens of a passage in training")
-    add("--part", type=int, default=16, help="passages in one pass")
+    add("--part", type=int, default=16, help="passages in one pass; more suits a GPU")
     add("--rate", type=float, default=1e-3)
     add("--table-rate", type=float, default=5e-4)
     add("--bf16", action=argparse.BooleanOptionalAction, default=True)
