@@ -20,8 +20,8 @@ from lfm2_mm.checkpoint import locate
 from lfm2_mm.errors import BadInput
 from lfm2_mm.weights import count_parameters
 from retrieval.encoder import open_encoder
-from retrieval.evaluate import read_corpus, read_qrels, read_queries
-from retrieval.maxsim import maxsim
+from retrieval.evaluation import read_corpus, read_qrels, read_queries
+from retrieval.scoring import maxsim
 
 pytest.importorskip("bm25s", reason="the recipe mines negatives with bm25s")
 RECIPES = Path(__file__).parent.parent / "recipes"
