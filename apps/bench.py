@@ -129,7 +129,7 @@ def _texts(count: int, words: int) -> list[str]:
 
 
 def _maxsim(documents: int) -> Row:
-    from retrieval.maxsim import maxsim
+    from retrieval.scoring import maxsim
 
     query, packed, offsets = clustered(documents)
     seconds = median_seconds(lambda: maxsim(query, packed, offsets))

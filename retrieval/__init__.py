@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from retrieval.evaluation import Evaluation, evaluate
     from retrieval.fusion import Fusion
     from retrieval.index import Index, open
-    from retrieval.maxsim import maxsim
     from retrieval.recall import Recall
+    from retrieval.scoring import maxsim
     from retrieval.types import Damage, Hit, Info, Match, Progress, Report, Skipped, Source
 
 _HOMES = {
@@ -19,7 +19,7 @@ _HOMES = {
     "evaluation": ("Evaluation", "evaluate"),
     "fusion": ("Fusion",),
     "index": ("Index", "open"),
-    "maxsim": ("maxsim",),
+    "scoring": ("maxsim",),
     "recall": ("Recall",),
     "types": ("Damage", "Hit", "Info", "Match", "Progress", "Report", "Skipped", "Source"),
 }

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from retrieval import kernels
-from retrieval.maxsim import blocks, maxsim
+from retrieval.scoring import blocks, maxsim
 
 DEFAULT = "int8"
 

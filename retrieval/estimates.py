@@ -18,7 +18,7 @@ import numpy as np
 from retrieval import kernels
 from retrieval.codecs import CODECS, Codec
 from retrieval.kernel_ir import LANES
-from retrieval.maxsim import blocks
+from retrieval.scoring import blocks
 
 LEAST = 1 << 17  # vectors of a segment that is worth them
 SAMPLE = 40  # vectors a centroid that k-means looks at
@@ -60,7 +60,9 @@ class Estimates:
         )
 
     @classmethod
-    def from_bytes(cls, content: bytes, dim: int, tokens: int, passages: int) -> Estimates:
+    def from_buffer(
+        cls, content: memoryview | bytes, dim: int, tokens: int, passages: int
+    ) -> Estimates:
         """What `to_bytes` wrote. Raises ValueError for what it cannot have written."""
         count, rest = divmod(len(content) - 2 * (tokens + passages * dim), 2 * dim)
         if rest or count < 1:

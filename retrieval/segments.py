@@ -122,7 +122,7 @@ class Segment:
         self._path = folder / SEGMENTS / f"{entry.name}.vectors"
         if entry.codec not in CODECS:
             raise _damaged(self._path, f"is told to be {entry.codec!r}, which is no codec")
-        self._codec, self._dim, self._folder = CODECS[entry.codec], dim, folder
+        self._codec, self._dim = CODECS[entry.codec], dim
         width = self._codec.row_bytes(dim)
         numbers = np.frombuffer(_whole(folder, entry, "rows"), "<i8")
         self.ids = numbers[: entry.chunks]
@@ -131,6 +131,9 @@ class Segment:
         self._bytes = _mapped(self._path, entry.tokens * width)
         self._rows = self._bytes.reshape(-1, width)
         self._width = width
+        estimated = self._path.with_suffix(".estimates")  # mapped now: a writer may remove it
+        part = entry.parts.get(estimated.name)
+        self._mapped_estimates = _mapped(estimated, part.bytes) if part else None
         self._trusted = np.zeros(len(self._sums), dtype=bool)  # blocks that were compared
         self.live = np.ones(entry.chunks, dtype=bool)
         for first, last in entry.dead:
@@ -209,15 +212,19 @@ class Segment:
 
     @functools.cached_property
     def _estimates(self) -> Estimates | None:
-        """Read when first needed, compared with their checksum."""
-        name = f"{self.entry.name}.estimates"
-        if name not in self.entry.parts:
+        """Compared with their checksum when first needed."""
+        if self._mapped_estimates is None:
             return None
-        content = _whole(self._folder, self.entry, "estimates")
+        name = f"{self.entry.name}.estimates"
+        path = self._path.with_name(name)
+        if hashlib.sha256(self._mapped_estimates.data).hexdigest() != self.entry.parts[name].sha256:
+            raise _damaged(path, "does not fit its checksum")
         try:
-            return Estimates.from_bytes(content, self._dim, self.entry.tokens, self.entry.chunks)
+            return Estimates.from_buffer(
+                self._mapped_estimates.data, self._dim, self.entry.tokens, self.entry.chunks
+            )
         except ValueError as error:
-            raise _damaged(self._path.with_name(name), f"cannot be ({error})") from error
+            raise _damaged(path, f"cannot be ({error})") from error
 
 
 class Exact:

@@ -12,7 +12,7 @@ from lfm2_mm.errors import IndexDamaged
 from retrieval import candidates, segments
 from retrieval.candidates import Candidates
 from retrieval.codecs import CODECS
-from retrieval.maxsim import maxsim
+from retrieval.scoring import maxsim
 from retrieval.segments import Exact, Segment, SegmentWriter, verify
 
 DIM = 32

@@ -9,7 +9,7 @@ import pytest
 
 from retrieval import codecs, kernels
 from retrieval.codecs import CODECS
-from retrieval.maxsim import maxsim
+from retrieval.scoring import maxsim
 
 DIMS = [16, 48, 64, 96, 128, 30]
 # Standard deviation of a cosine's error, times sqrt(dim): theory for normal values, and a tenth.

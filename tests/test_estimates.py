@@ -82,16 +82,16 @@ def test_bytes_come_back_and_wrong_ones_are_refused() -> None:
     bounds = np.array([0, 30, 100])
     made = estimates(CODECS["int8"], stored(unit(rng, 100)), bounds, DIM)
     content = made.to_bytes()
-    again = Estimates.from_bytes(content, DIM, 100, 2)
+    again = Estimates.from_buffer(content, DIM, 100, 2)
     np.testing.assert_array_equal(again.codes, made.codes)
     np.testing.assert_array_equal(again.means, made.means)
     np.testing.assert_allclose(again.centroids, made.centroids, atol=1e-3)
     for wrong in (b"", content[:-1], content[2 * DIM * len(made.centroids) :]):
         with pytest.raises(ValueError):
-            Estimates.from_bytes(wrong, DIM, 100, 2)
+            Estimates.from_buffer(wrong, DIM, 100, 2)
     wild = content.replace(made.codes.tobytes(), made.codes.tobytes()[:-2] + b"\xff\xff")
     with pytest.raises(ValueError, match="65535"):
-        Estimates.from_bytes(wild, DIM, 100, 2)
+        Estimates.from_buffer(wild, DIM, 100, 2)
 
 
 def test_the_same_vectors_give_the_same_estimates() -> None:

@@ -17,7 +17,7 @@ from lfm2_mm.errors import BadInput, IndexBusy, IndexDamaged, IndexMismatch, Lfm
 from retrieval import storage
 from retrieval.fusion import Fusion
 from retrieval.index import Index
-from retrieval.maxsim import maxsim
+from retrieval.scoring import maxsim
 from retrieval.types import MODES
 from tests.words_encoder import WordsEncoder
 

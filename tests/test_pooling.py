@@ -9,8 +9,8 @@ import pytest
 
 import retrieval.pooling
 from lfm2_mm.errors import BadInput
-from retrieval.maxsim import maxsim
 from retrieval.pooling import pool
+from retrieval.scoring import maxsim
 
 
 def unit(tokens: int, seed: int = 0) -> np.ndarray:

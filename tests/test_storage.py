@@ -13,7 +13,7 @@ import pytest
 
 from lfm2_mm.errors import BadInput, IndexBusy, IndexDamaged, IndexMismatch, IndexMissing
 from retrieval import storage
-from retrieval.maxsim import maxsim
+from retrieval.scoring import maxsim
 from retrieval.segments import (
     CODECS,
     SUM_BYTES,

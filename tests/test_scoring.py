@@ -7,11 +7,11 @@ import doctest
 import numpy as np
 import pytest
 
-import retrieval.maxsim
+import retrieval.scoring
 from lfm2_mm.errors import BadInput
-from retrieval.maxsim import BLOCK_TOKENS, blocks, maxsim
+from retrieval.scoring import BLOCK_TOKENS, blocks, maxsim
 
-# Sums of up to 64 products of unit vectors in float32, added in another order than the definition's.
+# Sums of up to 64 products of unit vectors in float32, not added in the definition's order.
 TOLERANCE = 1e-4
 
 
@@ -110,5 +110,5 @@ def test_blocks_cover_every_document_once() -> None:
 
 
 def test_doctests() -> None:
-    failed, tried = doctest.testmod(retrieval.maxsim)
+    failed, tried = doctest.testmod(retrieval.scoring)
     assert tried and not failed
