@@ -251,13 +251,17 @@ class Catalog:
         )
 
     def sources(self, now: int, pattern: str | None = None) -> list[Source]:
-        """The documents, by source; `pattern` is a glob on the source or its last part."""
-        glob = (
-            " AND (source = :p OR name = :p OR source GLOB :p OR name GLOB :p)" if pattern else ""
-        )
-        query = f"SELECT id, source, kind, title, chunks, tokens FROM documents WHERE {SEEN}{glob}"
-        found = self._all(f"{query} ORDER BY source", {"now": now, "p": pattern})
-        return [Source(*(*row, self.meta(row[0]))) for row in found]
+        """The documents, by source. pattern: a source or its last part; where that is none of them,
+        a glob on either."""
+        same, alike = "source = :p OR name = :p", "source GLOB :p OR name GLOB :p"
+        for condition in (same, alike) if pattern else ("TRUE",):
+            query = (
+                "SELECT id, source, kind, title, chunks, tokens FROM documents "
+                f"WHERE {SEEN} AND ({condition}) ORDER BY source"
+            )
+            if found := self._all(query, {"now": now, "p": pattern}):
+                return [Source(*(*row, self.meta(row[0]))) for row in found]
+        return []
 
     def chunks_of(self, document: int) -> list[tuple[int, str]]:
         """(start, text) of a document's passages, in order."""
@@ -494,9 +498,11 @@ def lost_manifest(folder: Path) -> bool:
     """Was something published in a folder that has no manifest? Asked where none can be read."""
     if not (folder / CATALOG).exists():
         return False
-    with contextlib.suppress(LfmError), contextlib.closing(Catalog(folder)) as catalog:
-        return catalog.purged() > 0
-    return False  # it says nothing, and nobody could tell what was here
+    try:
+        with contextlib.closing(Catalog(folder)) as catalog:
+            return catalog.purged() > 0
+    except IndexDamaged:
+        return True  # it was whole when it appeared, so somebody harmed both
 
 
 def _create(path: Path) -> None:

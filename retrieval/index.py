@@ -142,7 +142,8 @@ class Index:
         return reported()
 
     def delete(self, pattern: str) -> Report:
-        """Delete the documents of this source, file name, or glob (`*.pdf`) on either."""
+        """Delete the documents of this source or file name, or where there is none, of a glob
+        (`*.pdf`) on either."""
         with self._run({}, None) as (run, reported):
             writer = run.writer
             found = writer.catalog.sources(writer.now, pattern) or self._at(writer, pattern)
