@@ -12,10 +12,11 @@ from retrieval.codecs import CODECS
 from retrieval.headers import Held
 from retrieval.segments import Segment, SegmentWriter
 from retrieval.storage import Entry, Stamp
-from retrieval.writer import SEGMENT_CHUNKS, Writer
+from retrieval.writer import Writer
 
-MOST_CHUNKS = 1 << 18  # of a merged segment: beyond that, copying again and again costs more
-MANY = 16  # small segments that a writer leaves alone
+MOST_VECTORS = 1 << 22  # of a merged segment: larger ones are no faster to search
+SMALL_VECTORS = 1 << 19  # of those that a run merges by itself
+MANY = 16  # small segments that a run leaves alone
 COPY_CHUNKS = 256  # between two looks at the progress
 
 Tell = Callable[[int, int], None]  # passages copied, of how many
@@ -23,13 +24,13 @@ Tell = Callable[[int, int], None]  # passages copied, of how many
 
 def compact(writer: Writer, tell: Tell = lambda done, total: None) -> None:
     """Bring the whole index into few segments without deleted passages, and shrink the catalog."""
-    merge(writer, groups(writer.manifest.segments, MOST_CHUNKS), tell)
+    merge(writer, groups(writer.manifest.segments, MOST_VECTORS), tell)
     writer.catalog.shrink()
 
 
 def tidy(writer: Writer) -> None:
     """After a run: many small segments become one, those that are mostly deleted are rewritten."""
-    found = groups(writer.manifest.segments, SEGMENT_CHUNKS)
+    found = groups(writer.manifest.segments, SMALL_VECTORS)
     many = sum(len(group) for group in found if len(group) > 1) > MANY
     todo = [
         group
@@ -40,19 +41,24 @@ def tidy(writer: Writer) -> None:
 
 
 def groups(entries: Sequence[Entry], most: int) -> list[list[Entry]]:
-    """Neighbours to be written as one: of one codec, up to `most` passages together.
+    """Neighbours to be written as one: of one codec, up to `most` live vectors together.
 
     A segment that would stay as it is, alone and with nothing deleted, is in none.
     """
     found: list[list[Entry]] = []
     for entry in entries:
         group = found[-1] if found else []
-        fits = sum(e.live for e in group) + entry.live <= most
+        fits = sum(_vectors(e) for e in [*group, entry]) <= most
         if group and fits and group[-1].codec == entry.codec:
             group.append(entry)
         else:
             found.append([entry])
     return [group for group in found if len(group) > 1 or group[0].dead]
+
+
+def _vectors(entry: Entry) -> int:
+    """About how many vectors of a segment live."""
+    return entry.tokens * entry.live // entry.chunks
 
 
 def merge(

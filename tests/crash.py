@@ -211,7 +211,7 @@ def main() -> int:
     args = parser.parse_args()
     # Several publications in little time, and segments enough to be tidied up.
     writer.SEGMENT_CHUNKS, writer.ENCODE_CHUNKS = 10, 5
-    compact.SEGMENT_CHUNKS, compact.MANY = 40, 4
+    compact.SMALL_VECTORS, compact.MANY = 800, 4
     chance = random.Random(args.seed)
     told: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory(prefix="lfm2-mm-crash-") as place:
