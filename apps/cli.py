@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import errno
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from lfm2_mm.errors import LfmError
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # wrong usage is argparse's own 2
 MODES = ("hybrid", "colbert", "lexical")
+CODECS = ("int8", "4bit", "2bit", "float16")
 SHAPES = ("LFM2-350M", "LFM2-700M", "LFM2-1.2B", "LFM2-2.6B", "LFM2-8B-A1B")
 
 
@@ -115,13 +115,13 @@ def pair(text: str) -> tuple[str, str]:
 
 def condition(text: str) -> tuple[str, str]:
     """An argparse type: key=value, or date>=2024-05 and the like; the sign goes with the key."""
-    found = re.fullmatch(r"([^<>=]+)(>=|<=|>|<|=)(.*)", text, re.DOTALL)
-    if not found:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not of the form key=value, or key>=value with one of >= <= > <"
-        )
-    key, sign, value = found.groups()
-    return key.strip() + sign.removeprefix("="), value
+    from retrieval import filters  # only where a filter is given
+
+    if found := filters.condition(text):
+        return found
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not of the form key=value, or key>=value with one of >= <= > <"
+    )
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -223,6 +223,9 @@ def _about_index(add: Add) -> None:
     index.add_argument("paths", nargs="+", metavar="PATH")
     _index_flag(index)
     _model_flag(index, None, "encoder of a new index; default: nano-colbert")
+    index.add_argument(
+        "--codec", choices=CODECS, help="how a new index keeps vectors; default int8, 4bit is half"
+    )
     index.add_argument("--prune", action="store_true", help="remove documents whose file is gone")
     index.add_argument(
         "--meta", type=pair, action="append", default=[], metavar="KEY=VALUE", help="keep with each"

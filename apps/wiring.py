@@ -23,6 +23,7 @@ def open_index(args: Namespace, *, create: bool = False) -> Index:
         args.index,
         model=getattr(args, "model", None),
         create=create,
+        codec=getattr(args, "codec", None),
         device=args.device,
         dtype=args.dtype,
         offline=args.offline,

@@ -28,12 +28,25 @@ META = (
 SAME = (
     "EXISTS (SELECT 1 FROM meta m WHERE m.document = d.id AND m.key = :{0}_key AND m.value = :{0})"
 )
+TYPED = re.compile(r"([^<>=]+)(>=|<=|>|<|=)(.*)", re.DOTALL)
 DATE = re.compile(r"(\d{4})(?:-(\d\d?)(?:-(\d\d?)(?:[T ](\d\d?):(\d\d))?)?)?")
 
 
 def pairs(where: Where | None) -> tuple[tuple[str, str], ...]:
     """The conditions in order; a key may stand in several."""
     return tuple(where.items() if isinstance(where, Mapping) else where or ())
+
+
+def condition(text: str) -> tuple[str, str] | None:
+    """A condition as a person types it; None where there is no sign in it.
+
+    >>> condition("date>=2024-05"), condition("team=sales"), condition("*.pdf")
+    (('date>=', '2024-05'), ('team', 'sales'), None)
+    """
+    if not (found := TYPED.fullmatch(text)):
+        return None
+    key, sign, value = found.groups()
+    return key.strip() + ("" if sign == "=" else sign), value
 
 
 def parsed(key: str) -> tuple[str, str]:

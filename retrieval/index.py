@@ -346,10 +346,8 @@ class Index:
                 queries = list(phrases([row.text for row in catalog.rows(some)]))
         asked = [text for text in queries or () if text.strip()]
         vectors = self.encoder().encode_queries(asked) if asked else []
-        with self._snapshot() as view:
-            if target is None:
-                return measure(view, vectors, k)
-            return reach(view, vectors, k, target)
+        view = self._refreshed()  # not held: others search meanwhile
+        return measure(view, vectors, k) if target is None else reach(view, vectors, k, target)
 
     def set_effort(self, effort: int | None) -> None:
         """Score so many passages exactly in each search by meaning; None: as many as is usual."""

@@ -134,6 +134,10 @@ def test_every_verb_has_help_and_the_common_flags(capsys: pytest.CaptureFixture[
         ("search x --index i --filter pdf", "key=value"),
         ("search x --index i --fliter a=b", "unrecognized"),
         ("search x", "--index"),
+        ("index x --index i --codec int3", "'4bit'"),
+        ("check --index i --keep --target .9", "--recall"),
+        ("check --index i --recall --keep", "--target"),
+        ("check --index i --recall --target 2", "to 1"),
         ("index --index i", "PATH"),
         ("chat hi --max-tokens 0", "from 1"),
         ("chat hi --temperature -1", "from 0"),
@@ -236,6 +240,44 @@ def test_check_names_what_is_damaged(made: str, asked: Asked) -> None:
     largest.write_bytes(data)
     found = asked("check", "--index", made, code=1)
     assert found["ok"] is False and {"file", "what"} <= set(found["damaged"][0])
+
+
+def test_repair_compact_and_the_recall_meter(made: str, tmp_path: Path, asked: Asked) -> None:
+    largest = max(Path(made).glob("segments/*"), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    mended = asked("repair", "--index", made)
+    assert mended["ok"] and {d["file"] for d in mended["damaged"]} == {f"segments/{largest.name}"}
+    assert mended["documents"] == 2 and mended["skipped"] == []
+    assert asked("check", "--index", made) == {"ok": True, "damaged": []}
+
+    asked("delete", "--index", made, "--source", "*.md")
+    held = asked("compact", "--index", made)
+    assert held["documents"] == 1 and held["bytes"] > 0 and held["bytes_before"] > 0
+
+    found = asked("check", "--index", made, "--recall", "-k", "3")["recall"]
+    assert (found["k"], found["value"]) == (3, 1.0) and found["queries"] >= 1
+    queries = tmp_path / "queries.txt"
+    queries.write_text("refund\n\nthe form\n")
+    meter = ("check", "--index", made, "--recall", "--queries", str(queries), "--target", ".9")
+    found = asked(*meter, "--keep")["recall"]
+    assert found["queries"] == 2 and found["reached"]
+
+
+def test_filters_by_date_and_codecs(
+    files: Path, model: str, tmp_path: Path, asked: Asked, failed: Callable[..., str]
+) -> None:
+    index = str(tmp_path / "small.index")
+    os.utime(files / "refunds.txt", (1_600_000_000, 1_600_000_000))  # 2020-09-13
+    made = ("index", str(files), "--index", index, "--model", model)
+    asked(*made, "--codec", "4bit")
+    assert "4bit" in failed(*made, "--codec", "int8")
+    search = ("search", "refund bread", "--index", index, "--filter")
+    for condition, names in (
+        ("date=2020-09", {"refunds.txt"}),
+        ("date>=2021", {"bread.md"}),
+        ("date<2021", {"refunds.txt"}),
+    ):
+        assert {Path(h["source"]).name for h in asked(*search, condition)["hits"]} == names
 
 
 def test_evaluate(tmp_path: Path, model: str, asked: Asked) -> None:

@@ -18,9 +18,10 @@ from apps.demos import library, markup, search
 from apps.demos.shelf import LIBRARY, UPLOADS, Shelf, conditions
 from lfm2_mm.errors import BadInput
 from retrieval.encoder import Encoder, open_encoder
-from retrieval.types import Hit, Match
+from retrieval.types import MODES, Hit, Match
 from tests import tiny
 from tests.browser import Visit, chromium
+from tests.words_encoder import WordsEncoder
 
 HOSTILE = "<img src=x onerror=document.title='owned'> ${document.title='owned'} {{#each value}} `x`"
 
@@ -114,6 +115,24 @@ def ask(visit: Visit, query: str) -> None:
 
 
 @pytest.mark.browser
+def test_filter_and_recall_meter(address: str) -> None:
+    with chromium() as visit:
+        page = visit.page
+        page.goto(address)
+        page.wait_for_function("document.querySelectorAll('#documents li').length == 2")
+        ask(visit, "refund bread")
+        page.wait_for_function("document.querySelectorAll('.hit').length == 2")
+        page.get_by_label("Filter").fill("package/*")
+        page.keyboard.press("Enter")
+        page.wait_for_function("document.querySelectorAll('.hit').length == 1")
+        assert page.locator(".hit .open").inner_text() == "package/bread"
+        page.click("#measure")
+        page.wait_for_selector("#recall .meter")
+        assert "100.0% of the 10 best" in page.inner_text("#recall")
+        assert visit.elsewhere == [] and visit.errors == []
+
+
+@pytest.mark.browser
 def test_ready_at_once_also_in_the_dark(address: str) -> None:
     with chromium(color_scheme="dark") as visit:
         page = visit.page
@@ -135,6 +154,43 @@ def test_the_library_is_searched_and_read_at_the_place(shelf: Shelf) -> None:
     (hit,) = shelf.search(LIBRARY, "refund", 3, "lexical")
     assert shelf.index(LIBRARY).text(hit.document)[hit.start : hit.end] == hit.text
     assert shelf.search(LIBRARY, "refund", 3, "lexical", "package/*") == []
+
+
+def test_thousands_of_passages_answer_while_another_index_is_being_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [(f"package/{i}", f"package number {i} bakes bread. " * 20, str(i)) for i in range(9000)]
+    monkeypatch.setattr(library, "texts", lambda: iter(many))
+    with closing(Shelf(tmp_path / "home", WordsEncoder())) as shelf:
+        files = [tmp_path / f"{n}.txt" for n in range(20)]
+        for file in files:
+            file.write_text("\n\n".join(f"Passage {n} of bread. " * 5 for n in range(130)))
+        shelf.upload([str(file) for file in files])
+        assert shelf.contents(UPLOADS)[1].chunks > 2000
+        shelf.start()
+        while "so far" not in shelf.preparing:
+            time.sleep(0.01)
+        for mode in MODES:
+            assert len(shelf.search(UPLOADS, "bread passage", 10, mode)) == 10
+            shelf.search(LIBRARY, "bread", 3, mode)  # also the one that is being built
+        assert "so far" in shelf.preparing
+
+
+def test_the_recall_of_a_collection_is_measured(shelf: Shelf) -> None:
+    assert "Nothing to measure" in markup.meter(shelf.recall(UPLOADS))
+    shelf.prepare()
+    found = shelf.recall(LIBRARY)
+    assert (found.value, found.queries) == (1.0, 2)
+    assert "100.0%" in markup.meter(found)
+
+
+def test_a_damaged_library_is_made_anew(shelf: Shelf, encoder: Encoder, tmp_path: Path) -> None:
+    shelf.prepare()
+    (manifest,) = tmp_path.glob("library-*/manifest.json")
+    manifest.write_bytes(manifest.read_bytes()[:-40])
+    with closing(Shelf(tmp_path, encoder)) as again:
+        again.prepare()
+        assert again.preparing == "" and again.contents(LIBRARY)[1].documents == 2
 
 
 def test_what_is_no_longer_installed_goes(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,9 +247,9 @@ def test_an_index_given_is_shown_by_its_name(tmp_path: Path, encoder: Encoder) -
 
 
 def test_filters_as_a_person_types_them() -> None:
-    assert conditions("") == {}
-    assert conditions("*.pdf team=sales") == {"source": "*.pdf", "team": "sales"}
-    assert conditions("'my file.txt'") == {"source": "my file.txt"}
+    assert conditions("") == []
+    assert conditions("*.pdf team=sales") == [("source", "*.pdf"), ("team", "sales")]
+    assert conditions("'my file.txt' date>=2024") == [("source", "my file.txt"), ("date>=", "2024")]
     with pytest.raises(BadInput):
         conditions("'half")
 
@@ -286,4 +342,4 @@ def test_the_library_says_how_far_it_is(shelf: Shelf) -> None:
     tell = shelf._tell
     shelf._tell = lambda step: seen.append(tell(step) or shelf.preparing)  # type: ignore
     shelf.prepare()
-    assert seen[-1] == "Indexing: 2 documents, 2 passages so far"
+    assert seen[-1] == "Indexing: 2 of 2 documents, 2 passages so far"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ def _tokens(text: str) -> list[Token]:
     return [Token(found.group(), found.start(), found.end()) for found in WORD.finditer(text)]
 
 
+@functools.cache
 def _direction(word: str, dim: int) -> np.ndarray:
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
     vector = np.random.default_rng(seed).standard_normal(dim).astype(np.float32)

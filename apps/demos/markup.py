@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from retrieval.recall import Recall
     from retrieval.types import Hit, Match
 
 EXCERPT = 520  # characters of a passage on its card
@@ -115,6 +116,19 @@ def documents(sources: Sequence[tuple[str, str, int]]) -> str:
         for source, name, chunks in sources
     )
     return f'<ul class="documents">{"".join(rows)}</ul>'
+
+
+def meter(found: Recall) -> str:
+    """What was measured, in a sentence and as a bar."""
+    if not found.queries:
+        return note("Nothing to measure yet.")
+    told = (
+        f"{found.value:.1%} of the {found.k} best of exact scoring are found "
+        f"({found.queries} phrases from these documents): {found.search_ms:.1f} ms a search, "
+        f"{found.exact_ms:.1f} ms exactly"
+    )
+    bar = f'<span class="meter"><i style="width:{found.value:.1%}"></i></span>'
+    return f"{bar}{note(told)}"
 
 
 def note(text: str) -> str:

@@ -126,6 +126,13 @@ class Page:
             gr.Warning(markup.escape(str(error)))
         return self.documents(name)
 
+    def recall(self, name: str) -> str:
+        """The recall meter of a collection."""
+        try:
+            return markup.meter(self.shelf.recall(name))
+        except LfmError as error:
+            return markup.note(str(error))
+
     def wait(self, name: str) -> tuple[Any, str]:
         """The documents while the library grows; the timer stops when it is ready."""
         return gr.Timer(active=bool(self.shelf.preparing)), self.documents(name)
@@ -151,6 +158,8 @@ def build(shelf: Shelf) -> gr.Blocks:
                 files = gr.Files(label="Add files", height=130)
                 told = gr.HTML(elem_id="told")
                 documents = gr.HTML(js_on_load=ON_DOCUMENT, elem_id="documents")
+                measure = gr.Button("Measure recall", size="sm", elem_id="measure")
+                recall = gr.HTML(elem_id="recall")
             with gr.Column(scale=1, min_width=420):
                 asked, examples, events = _ask()
                 with gr.Row():
@@ -169,6 +178,8 @@ def build(shelf: Shelf) -> gr.Blocks:
         results.click(page.open, [name, hits], [panel, source], **quiet)
         close.click(lambda: gr.Column(visible=False), None, panel, **quiet)
         name.change(page.choose, name, [documents, results, hits, panel, examples], **quiet)
+        name.change(lambda: "", None, recall, **quiet)
+        measure.click(page.recall, name, recall, show_progress="minimal")
         taken = files.upload(page.upload, files, [files, name, told])
         taken.then(page.documents, name, documents, **quiet)
         documents.click(page.delete, name, documents, **quiet)
@@ -189,7 +200,7 @@ def _ask() -> tuple[list[Any], gr.Column, list[Callable[..., Any]]]:
         mode = gr.Radio(MODES, value="hybrid", label="Compare by", scale=3, min_width=330)
         k = gr.Slider(1, 50, value=10, step=1, label="Results", scale=1, min_width=150)
         narrow = gr.Textbox(
-            label="Only", placeholder="*.pdf  key=value", max_lines=1, scale=1, min_width=150
+            label="Filter", placeholder="*.pdf  date>=2024", max_lines=1, scale=1, min_width=150
         )
     with gr.Column() as examples:
         tried = gr.Examples(EXAMPLES, inputs=query, label="Try")

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import retrieval
 from apps.demos import library
 from lfm2_mm.errors import BadInput, IndexDamaged, IndexMismatch, IndexMissing, LfmError
+from retrieval import filters
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.index import Index
+    from retrieval.recall import Recall
     from retrieval.types import Hit, Info, Mode, Progress, Report, Source
 
 LIBRARY = "Project and packages"
@@ -89,7 +91,9 @@ class Shelf:
     def _tell(self, step: Progress) -> None:
         if self._closing.is_set():
             raise Closing("the page was closed; the next start goes on from here")
-        self.preparing = f"Indexing: {step.files} documents, {step.chunks:,} passages so far"
+        self.preparing = (
+            f"Indexing: {step.files} of {step.of_files} documents, {step.chunks:,} passages so far"
+        )
 
     def upload(
         self, paths: Sequence[str], progress: Callable[[Progress], None] | None = None
@@ -109,6 +113,10 @@ class Shelf:
         """The documents of a collection and what it holds."""
         return self.index(name).sources(), self.index(name).info()
 
+    def recall(self, name: str) -> Recall:
+        """How much of the exact ranking a search of a collection finds; others search meanwhile."""
+        return self.index(name).recall()
+
     def delete(self, name: str, source: str) -> None:
         index = self.index(name)
         with self.changing[name]:
@@ -122,24 +130,23 @@ class Shelf:
         return path.name if path.is_relative_to(self.files) else source
 
 
-def conditions(text: str) -> dict[str, str]:
-    """What a person typed as filter: `*.pdf` is a source, `key=value` any other condition."""
+def conditions(text: str) -> list[tuple[str, str]]:
+    """What a person typed as filter: `*.pdf` is a source, `key=value` or `date>=2024` another
+    condition."""
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise BadInput(f"the filter {text!r} cannot be read: {error}") from error
-    found: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        found |= {key: value} if equals else {"source": word}
-    return found
+    return [filters.condition(word) or ("source", word) for word in words]
 
 
 def _own(folder: Path, encoder: Encoder) -> Index:
     """An index that can be made again from what it was made of: a stale or damaged one goes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return retrieval.open(folder, model=encoder, create=True)
+        index = retrieval.open(folder, model=encoder, create=True)
+        index.info()
+        return index
     except (IndexMismatch, IndexDamaged):
         shutil.rmtree(folder)
         return retrieval.open(folder, model=encoder, create=True)
