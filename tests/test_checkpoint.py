@@ -396,7 +396,7 @@ def test_the_bundled_checkpoint_is_here_whole_small_and_counted() -> None:
     folder = checkpoint.locate("nano-colbert", offline=True)
     assert folder == checkpoint.fetch("nano-colbert", offline=True)
     assert hub.size_of(folder) <= 10_000_000
-    assert (folder / "README.md").is_file(), "the model card"
+    assert (folder / "MODEL_CARD.md").is_file(), "the model card"
     stored = dict(checkpoint.read_tensors(folder)) | dict(
         checkpoint.read_tensors(folder / "1_Dense")
     )
