@@ -3,15 +3,16 @@
 The vectors of a segment have centroids, and each vector the number of the nearest one (PLAID's
 codes: Santhanam et al. 2022). A passage's estimate is the MaxSim of its vectors' centroids, in
 whole bytes, plus the query times the mean of what the centroids leave of its vectors: what all the
-words of a passage share, its topic, is what centroids of words miss. That is cheap enough for every
-passage of a large index, so no list of passages has to be pruned, filtered late, or repaired.
+words of a passage share, its topic, is what centroids of words miss. (How much of that counts is
+tried out: much on some collections, nothing on others.) All this is cheap enough for every passage
+of a large index, so no list of passages has to be pruned, filtered late, or repaired.
 
 Knows arrays, no files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,8 +22,10 @@ from retrieval.kernel_ir import LANES
 from retrieval.scoring import blocks
 
 LEAST = 1 << 17  # vectors of a segment that is worth them
-SAMPLE = 40  # vectors a centroid that k-means looks at
-ROUNDS = 4
+SAMPLE = 16  # vectors a centroid that k-means looks at
+ROUNDS = 3
+TRIALS = 12  # passages that choose the weight of the means
+WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 BLOCK = 1 << 15  # vectors at once
 INT8 = CODECS["int8"]
 
@@ -31,9 +34,10 @@ INT8 = CODECS["int8"]
 class Estimates:
     """Of the N passages and T vectors of one segment."""
 
-    centroids: np.ndarray  # (K, dim) float32, of unit length
+    centroids: np.ndarray  # (K, row_bytes) uint8: rows of int8, of unit length
     codes: np.ndarray  # (T,) uint16
     means: np.ndarray  # (N, dim) float16: mean of a passage's vectors less their centroids
+    weight: float  # of the means: they help where a passage's words share much, and harm elsewhere
 
     def scores(
         self, query: np.ndarray, starts: np.ndarray, ends: np.ndarray, passages: np.ndarray
@@ -41,22 +45,34 @@ class Estimates:
         """Estimates (N,) of MaxSim for some passages, which hold the vectors starts[i]:ends[i]."""
         filled = np.flatnonzero(ends > starts)
         found = np.full(len(starts), -np.inf, dtype=np.float32)
-        found[filled] = self.means[passages[filled]].astype(np.float32) @ query.sum(axis=0)
-        products = np.clip(np.rint(self.centroids @ (255 * query.T)), 0, 255).astype(np.uint8)
-        for first in range(0, len(query), LANES):
-            part = products[:, first : first + LANES]
-            table = np.zeros((len(products), LANES), dtype=np.uint8)
-            table[:, : part.shape[1]] = part
+        found[filled] = 0
+        if self.weight:
+            means = self.means[passages[filled]].astype(np.float32)
+            found[filled] = means @ (self.weight * query.sum(axis=0))
+        for table in self._tables(query):
             sums = kernels.interaction(table, self.codes, starts[filled], ends[filled])
             found[filled] += sums / np.float32(255)
         return found
 
+    def _tables(self, query: np.ndarray) -> np.ndarray:
+        """(panels, K, LANES) uint8: products of centroids and query tokens in 255ths."""
+        dim = query.shape[1]
+        loops = kernels.loaded(INT8.row_bytes(dim) - 4, 8)
+        if loops:
+            return loops.table(loops.panels(query, 128), self.centroids)
+        products = INT8.decode(self.centroids, dim) @ query.T
+        padded = np.zeros((len(products), -(-len(query) // LANES) * LANES), dtype=np.uint8)
+        padded[:, : len(query)] = np.clip(np.rint(255 * products), 0, 255)
+        parts = padded.reshape(len(products), -1, LANES).transpose(1, 0, 2)
+        return np.ascontiguousarray(parts)
+
     def to_bytes(self) -> bytes:
-        """Centroids (float16), codes, means, one after the other."""
+        """The weight (float32), codes (uint16), means (float16), centroids, one after the other."""
         return (
-            self.centroids.astype("<f2").tobytes()
+            np.float32(self.weight).astype("<f4").tobytes()
             + self.codes.astype("<u2").tobytes()
             + self.means.astype("<f2").tobytes()
+            + self.centroids.tobytes()
         )
 
     @classmethod
@@ -64,21 +80,24 @@ class Estimates:
         cls, content: memoryview | bytes, dim: int, tokens: int, passages: int
     ) -> Estimates:
         """What `to_bytes` wrote. Raises ValueError for what it cannot have written."""
-        count, rest = divmod(len(content) - 2 * (tokens + passages * dim), 2 * dim)
+        width, after_codes = INT8.row_bytes(dim), 4 + 2 * tokens
+        start = after_codes + 2 * passages * dim
+        count, rest = divmod(len(content) - start, width)
         if rest or count < 1:
             raise ValueError(f"{len(content)} bytes do not fit {tokens} codes")
-        halves = np.frombuffer(content, "<f2", count * dim)
-        codes = np.frombuffer(content, "<u2", tokens, offset=2 * count * dim)
-        means = np.frombuffer(content, "<f2", passages * dim, offset=2 * (count * dim + tokens))
+        codes = np.frombuffer(content, "<u2", tokens, offset=4)
         if tokens and codes.max() >= count:
             raise ValueError(f"code {codes.max()} of {count} centroids")
-        return cls(halves.reshape(-1, dim).astype(np.float32), codes, means.reshape(-1, dim))
+        means = np.frombuffer(content, "<f2", passages * dim, offset=after_codes)
+        centroids = np.frombuffer(content, np.uint8, count * width, offset=start)
+        weight = float(np.frombuffer(content, "<f4", 1)[0])
+        return cls(centroids.reshape(count, width), codes, means.reshape(-1, dim), weight)
 
 
 def estimates(codec: Codec, rows: np.ndarray, bounds: np.ndarray, dim: int) -> Estimates:
     """Those of a segment: `rows` of its codec, passage i being rows bounds[i]:bounds[i + 1]."""
     tokens = len(rows)
-    count = min(LANES * max(1, round(2 * tokens**0.5 / LANES)), tokens, 1 << 16)
+    count = min(LANES * max(1, round(8 * tokens**0.5 / LANES)), tokens, 1 << 16)
     chosen = np.random.default_rng(0).choice(tokens, min(tokens, SAMPLE * count), replace=False)
     centroids = learn(_int8(codec, rows[np.sort(chosen)], dim), dim, count)
     codes, means = np.empty(tokens, np.uint16), np.zeros((len(bounds) - 1, dim), np.float16)
@@ -90,7 +109,28 @@ def estimates(codec: Codec, rows: np.ndarray, bounds: np.ndarray, dim: int) -> E
         if len(filled):
             sums = np.add.reduceat(left, bounds[filled] - bounds[first], axis=0)
             means[filled] = sums / (bounds[filled + 1] - bounds[filled])[:, None]
-    return Estimates(centroids, codes, means)
+    stored = np.frombuffer(INT8.encode(centroids), np.uint8).reshape(count, -1)
+    made = Estimates(stored, codes, means, 0.0)
+    return replace(made, weight=_weight(made, codec, rows, bounds, dim))
+
+
+def _weight(made: Estimates, codec: Codec, rows: np.ndarray, bounds: np.ndarray, dim: int) -> float:
+    """The weight of the means that finds most of the best 10, tried on passages as queries."""
+    rng = np.random.default_rng(0)
+    asking = rng.choice(np.flatnonzero(np.diff(bounds)), TRIALS)
+    everything = np.arange(len(bounds) - 1)
+    near = max(20, len(everything) // 20)  # among so many estimates
+    met = np.zeros(len(WEIGHTS))
+    for passage in asking.tolist():
+        own = codec.decode(rows[bounds[passage] : bounds[passage + 1]], dim)
+        query = own[rng.integers(0, len(own), LANES)]
+        exact = codec.scores(query, rows, bounds[:-1], bounds[1:])
+        best = np.argsort(-exact)[:10]
+        for place, weight in enumerate(WEIGHTS):
+            tried = replace(made, weight=weight)
+            scores = tried.scores(query, bounds[:-1], bounds[1:], everything)
+            met[place] += np.isin(best, np.argsort(-scores)[:near]).sum()
+    return WEIGHTS[int(met.argmax())]
 
 
 def learn(rows: np.ndarray, dim: int, count: int) -> np.ndarray:

@@ -346,6 +346,54 @@ def _winner(j: int) -> str:
     )
 
 
+def table(shape: Shape) -> str:
+    """out[t][lane] = the product in 255ths, from 0 to 255, rows first to last."""
+    body = ""
+    for j in range(shape.step):
+        for h in range(2):
+            v = f"%v{j}.{h}"
+            body += f"""
+  {v}.w = fmul <16 x float> {v}, %weight{h}
+  {v}.b = fmul <16 x float> {v}.w, {constant("float", ["255.0"] * WIDTH)}
+  {v}.r = fadd <16 x float> {v}.b, {constant("float", ["0.5"] * WIDTH)}
+  {v}.i = fptosi <16 x float> {v}.r to <16 x i32>
+  {v}.n = icmp slt <16 x i32> {v}.i, zeroinitializer
+  {v}.p = select <16 x i1> {v}.n, <16 x i32> zeroinitializer, <16 x i32> {v}.i
+  {v}.m = icmp slt <16 x i32> {v}.p, {constant("i32", [255] * WIDTH)}
+  {v}.c = select <16 x i1> {v}.m, <16 x i32> {v}.p, <16 x i32> {constant("i32", [255] * WIDTH)}
+  {v}.u = trunc <16 x i32> {v}.c to <16 x i8>
+  %to{j}.{h}.n = mul i64 %i{j}, {LANES}
+  %to{j}.{h}.m = add i64 %to{j}.{h}.n, {h * WIDTH}
+  %to{j}.{h} = getelementptr i8, ptr %out, i64 %to{j}.{h}.m
+  store <16 x i8> {v}.u, ptr %to{j}.{h}, align 1
+"""
+    return f"""
+{dot(shape)}
+
+define void @table(ptr %rows, i64 %first, i64 %last, ptr %panel, ptr %offsets, ptr %weights,
+                   ptr noalias %out) {{
+entry:
+  %room = alloca [{shape.step * shape.dims} x i8], align 64
+{lanes("offset", "%offsets")}
+{lanes("weight", "%weights")}
+  %final = sub i64 %last, 1
+  %filled = icmp slt i64 %first, %last
+  br i1 %filled, label %row, label %exit
+row:
+  %t = phi i64 [ %first, %entry ], [ %t.next, %row ]
+{rows(shape)}
+{unpacked(shape)}
+{products(shape)}
+{body}
+  %t.next = add i64 %t, {shape.step}
+  %again = icmp slt i64 %t.next, %last
+  br i1 %again, label %row, label %exit
+exit:
+  ret void
+}}
+"""
+
+
 def interaction() -> str:
     """out[d] = sum over lanes of max over the document's codes of table[code][lane], bytes."""
     body = f"""

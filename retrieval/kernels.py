@@ -103,6 +103,10 @@ class Kernels:
     def panels(self, vectors: np.ndarray, offset: float) -> Panels:
         return panels(vectors, self._shape, offset)
 
+    @functools.cached_property
+    def _table(self) -> Loop:
+        return Loop("table", kernel_ir.table(self._shape), "pllpppp")
+
     def maxsim(
         self, query: Panels, rows: np.ndarray, starts: np.ndarray, ends: np.ndarray
     ) -> np.ndarray:
@@ -130,6 +134,18 @@ class Kernels:
             )  # fmt: skip
 
         _shared(run, np.full(len(rows), len(centroids.codes)))
+        return out
+
+    def table(self, query: Panels, rows: np.ndarray) -> np.ndarray:
+        """(P, T, LANES) uint8: the product of each row with each lane, 0 to 1 in 255ths."""
+        self._check_rows(rows, np.array([0]), np.array([len(rows)]))
+        out = np.empty((len(query.codes), len(rows), LANES), dtype=np.uint8)
+
+        def run(first: int, last: int) -> None:
+            for panel in zip(query.codes, query.offsets, query.weights, out, strict=True):
+                self._table(rows, first, last, *panel)
+
+        _shared(run, np.ones(len(rows), dtype=np.int64))
         return out
 
     def _check_rows(self, rows: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:

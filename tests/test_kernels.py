@@ -94,6 +94,21 @@ def test_nearest_is_the_first_of_the_best(centroids: int, tokens: int, wide: boo
     np.testing.assert_allclose(chosen, products.max(axis=1, initial=-np.inf), rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.parametrize("wide", WIDTHS)
+@pytest.mark.parametrize("tokens", [0, 1, 5, 300])
+def test_the_table_holds_products_from_0_to_1_in_255ths(tokens: int, wide: bool) -> None:
+    shape = Shape(16, 8, wide)
+    loops = kernels.Kernels(shape)
+    rng = np.random.default_rng(tokens)
+    rows = rows_of(rng, tokens, shape)
+    query = loops.panels(0.002 * rng.standard_normal((40, 16)), 128)
+    products = decoded(rows, shape, 128) @ lanes_of(query).T
+    exact = np.clip(255 * products, 0, 255)
+    found = np.concatenate(list(loops.table(query, rows)), axis=1)
+    assert np.abs(found - exact).max(initial=0) <= 0.51  # rounded to the nearest
+    assert tokens < 5 or {0, 255} <= set(found.ravel().tolist())  # both ends were met
+
+
 def test_a_document_is_as_good_as_its_best_entry_in_each_lane() -> None:
     rng = np.random.default_rng(0)
     table = rng.integers(0, 256, (300, LANES), dtype=np.uint8)
