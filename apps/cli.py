@@ -226,6 +226,9 @@ def _about_index(add: Add) -> None:
     index.add_argument(
         "--codec", choices=CODECS, help="how a new index keeps vectors; default int8, 4bit is half"
     )
+    index.add_argument(
+        "--pool", type=whole(1, 16), metavar="N", help="of a new index: so many vectors become one"
+    )
     index.add_argument("--prune", action="store_true", help="remove documents whose file is gone")
     index.add_argument(
         "--meta", type=pair, action="append", default=[], metavar="KEY=VALUE", help="keep with each"

@@ -24,6 +24,7 @@ def open_index(args: Namespace, *, create: bool = False) -> Index:
         model=getattr(args, "model", None),
         create=create,
         codec=getattr(args, "codec", None),
+        pool=getattr(args, "pool", None),
         device=args.device,
         dtype=args.dtype,
         offline=args.offline,

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lfm2_mm.errors import BadInput, IndexBusy, IndexDamaged
-from retrieval import filters, matches, seal, storage
-from retrieval.catalog import Catalog, lost_manifest
+from lfm2_mm.errors import BadInput, IndexDamaged
+from retrieval import filters, matches, storage
 from retrieval.check import check
-from retrieval.codecs import CODECS
+from retrieval.codecs import CODECS, DEFAULT
 from retrieval.filters import Where
-from retrieval.fusion import DEFAULT, OF_ENCODER, Fusion
-from retrieval.ranking import UNSEEN, Query, View, ranked
+from retrieval.fusion import DEFAULT as EVEN
+from retrieval.fusion import OF_ENCODER, Fusion
+from retrieval.ranking import Query, View, ranked
+from retrieval.reading import Reader
 from retrieval.rows import Row
-from retrieval.segments import Segment
 from retrieval.storage import Manifest
 from retrieval.types import MODES, Damage, Hit, Info, Match, Mode, Progress, Report, Source
 
@@ -41,6 +41,7 @@ def open(
     model: str | os.PathLike[str] | Encoder | None = None,
     create: bool = False,
     codec: str | None = None,
+    pool: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     offline: bool = False,
@@ -48,17 +49,17 @@ def open(
     """The index in a folder. The encoder is opened when it is needed: lexical search needs none.
 
     model: what made or is to make the index; None takes the one that made it, or the bundled one.
-    codec: how a new index keeps its vectors; None takes the default, or what the index has.
+    codec, pool: how a new index keeps its vectors, and how many of a passage become one; None takes
+    the default, or what the index has.
     Raises IndexMissing (and `create` is False), BadInput where something else lies in the folder or
-    for another codec than the index has, IndexMismatch where it was made with another model.
+    for other settings than the index has, IndexMismatch where it was made with another model.
     """
     folder = Path(path).expanduser()
     storage.require(folder, create=create)
     options = {"device": device, "dtype": dtype, "offline": offline}
-    index = Index(folder, model, codec, options)
-    if model is not None or codec is not None:
-        with contextlib.suppress(IndexDamaged):  # `repair` must be able to open it
-            index.require_settings()
+    index = Index(folder, model, {"codec": codec, "pool": pool}, options)
+    with contextlib.suppress(IndexDamaged):  # `repair` must be able to open it
+        index.require_settings()
     return index
 
 
@@ -69,18 +70,15 @@ class Index:
         self,
         folder: Path,
         model: str | os.PathLike[str] | Encoder | None,
-        codec: str | None,
+        keeping: dict[str, Any],
         options: dict[str, Any],
     ) -> None:
         self.folder = folder
         self._model = model
-        self._codec = codec
+        self._keeping = {name: value for name, value in keeping.items() if value is not None}
         self._options = options
         self._encoder: Encoder | None = None
-        self._catalog: Catalog | None = None
-        self._catalog_place: tuple[int, ...] = ()
-        self._view = UNSEEN
-        self._reading = threading.RLock()
+        self._reader = Reader(folder, self._accept)
         self._opening = threading.Lock()
 
     def __enter__(self) -> Index:
@@ -91,10 +89,7 @@ class Index:
 
     def close(self) -> None:
         """Let go of the files. The index can be used again; it then opens them anew."""
-        with self._reading:
-            if self._catalog:
-                self._catalog.close()
-            self._catalog, self._view = None, UNSEEN
+        self._reader.close()
 
     # --- changing --------------------------------------------------------------------------------
 
@@ -208,7 +203,7 @@ class Index:
         from retrieval.writer import Keeping, writing
 
         started = time.monotonic()
-        keeping = Keeping(self._codec) if self._codec else None
+        keeping = Keeping(**self._keeping)
         with writing(self.folder, self.encoder, keeping) as writer:
             self.require_settings()  # another writer may have been the first
             run = Run(writer, self.encoder, meta, progress or (lambda _: None))
@@ -238,9 +233,9 @@ class Index:
         """
         with self._asked(query, k, mode, where, fusion) as (view, asked):
             ids, scores = self._ranked(view, asked)
-            rows = self._open_catalog().rows(ids) if len(ids) else []
+            rows = self._reader.catalog().rows(ids) if len(ids) else []
             if len(rows) != len(ids):
-                raise self._damaged("passages that have vectors lack their text")
+                raise self._reader.damaged("passages that have vectors lack their text")
             return [
                 _hit(rank, float(score), row, self._matched(view, asked, row))
                 for rank, (score, row) in enumerate(zip(scores, rows, strict=True), start=1)
@@ -260,7 +255,7 @@ class Index:
             wanted = k
             while True:
                 ids, scores = self._ranked(view, replace(asked, k=wanted))
-                sources = self._open_catalog().sources_of(ids) if len(ids) else []
+                sources = self._reader.catalog().sources_of(ids) if len(ids) else []
                 found: dict[str, float] = {}
                 for source, score in zip(sources, scores, strict=True):
                     found.setdefault(source, float(score))
@@ -274,46 +269,49 @@ class Index:
     ) -> Iterator[tuple[View, Query]]:
         """A checked query, and the state to search, which is held only after it was encoded."""
         _check_question(query, k, mode)
-        empty = self._refreshed().manifest.chunks == 0
+        empty = self._reader.refreshed().manifest.chunks == 0
         vectors = None
         if mode != "lexical" and not empty:
             vectors = self.encoder().encode_queries([query])[0]
             fusion = fusion or OF_ENCODER.get(self.encoder().name)
-        with self._snapshot() as view:
-            yield view, Query(query, k, mode, filters.pairs(where), vectors, fusion or DEFAULT)
+        with self._reader.snapshot() as view:
+            yield view, Query(query, k, mode, filters.pairs(where), vectors, fusion or EVEN)
 
     def _ranked(self, view: View, asked: Query) -> tuple[np.ndarray, np.ndarray]:
         if view.manifest.chunks == 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        return ranked(view, self._open_catalog(), asked)
+        return ranked(view, self._reader.catalog(), asked)
 
     def _matched(self, view: View, asked: Query, row: Row) -> tuple[Match, ...]:
         if asked.vectors is None:
             return matches.by_word(asked.terms, row.text)
-        stored = view.vectors.vectors(row.id)
-        return matches.by_meaning(
-            self.encoder(), asked.text, asked.vectors, row.context, row.text, stored
-        )
+        stamp, encoder = view.manifest.stamp, self.encoder()
+        if stamp and stamp.pool > 1:  # what is stored no longer tells the tokens apart
+            passage = f"{row.context}\n{row.text}" if row.context else row.text
+            (stored,) = encoder.encode_documents([passage])
+        else:
+            stored = view.vectors.vectors(row.id)
+        return matches.by_meaning(encoder, asked.text, asked.vectors, row.context, row.text, stored)
 
     # --- telling ---------------------------------------------------------------------------------
 
     def info(self) -> Info:
         """What the index holds."""
-        m = self._refreshed().manifest
+        m = self._reader.refreshed().manifest
         size = storage.bytes_of(self.folder)
         model = m.stamp.name if m.stamp else None
         return Info(m.documents, m.chunks, m.tokens, size, model, storage.VERSION)
 
     def sources(self, pattern: str | None = None) -> list[Source]:
         """The documents with their metadata, by source; `pattern` as in `delete`."""
-        with self._snapshot() as view:
+        with self._reader.snapshot() as view:
             now = view.manifest.generation
-            return self._open_catalog().sources(now, pattern) if now else []
+            return self._reader.catalog().sources(now, pattern) if now else []
 
     def text(self, document: int) -> str:
         """A document's text as far as it was indexed, at its own offsets: gaps are line breaks."""
-        with self._snapshot() as view:
-            chunks = self._open_catalog().chunks_of(document) if view.manifest.generation else []
+        with self._reader.snapshot() as view:
+            chunks = self._reader.catalog().chunks_of(document) if view.manifest.generation else []
         if not chunks:
             raise BadInput(
                 f"no document {document} in {self.folder}; `search` and `sources` tell which"
@@ -338,15 +336,15 @@ class Index:
         """
         from retrieval.recall import QUERIES, measure, phrases, reach
 
-        with self._snapshot() as view:
+        with self._reader.snapshot() as view:
             if queries is None and view.manifest.chunks:
-                catalog = self._open_catalog()
+                catalog = self._reader.catalog()
                 ids = catalog.select((), view.manifest.generation)
                 some = np.random.default_rng(0).permutation(ids)[:QUERIES]
                 queries = list(phrases([row.text for row in catalog.rows(some)]))
         asked = [text for text in queries or () if text.strip()]
         vectors = self.encoder().encode_queries(asked) if asked else []
-        view = self._refreshed()  # not held: others search meanwhile
+        view = self._reader.refreshed()  # not held: others search meanwhile
         return measure(view, vectors, k) if target is None else reach(view, vectors, k, target)
 
     def set_effort(self, effort: int | None) -> None:
@@ -376,14 +374,19 @@ class Index:
     def require_settings(self) -> None:
         """Raise IndexMismatch if the index was made with another model than it is opened with,
         BadInput if it keeps its vectors otherwise."""
-        if self._codec is not None and self._codec not in CODECS:
-            raise BadInput(f"no codec {self._codec!r}; known: {', '.join(CODECS)}")
+        if not self._keeping and self._model is None:
+            return
+        if (codec := self._keeping.get("codec", DEFAULT)) not in CODECS:
+            raise BadInput(f"no codec {codec!r}; known: {', '.join(CODECS)}")
+        if (pool := self._keeping.get("pool", 1)) < 1:
+            raise BadInput(f"a pooling factor is 1 (none) or more; got {pool}")
         stamp = storage.load(self.folder).stamp
-        if stamp and self._codec not in (None, stamp.codec):
-            raise BadInput(
-                f"{self.folder} keeps its vectors as {stamp.codec}, not as {self._codec}: "
-                "index again into a new folder"
-            )
+        for name, value in self._keeping.items() if stamp else ():
+            if value != getattr(stamp, name):
+                raise BadInput(
+                    f"{self.folder} was made with {name} {getattr(stamp, name)}, not {value}: "
+                    "index again into a new folder"
+                )
         if stamp is None or self._model is None:
             return
         if not isinstance(self._model, (str, os.PathLike)):
@@ -404,83 +407,9 @@ class Index:
         name = self._model or (stamp.name if stamp else DEFAULT_MODEL)
         return open_encoder(os.fspath(name), **self._options)
 
-    @contextlib.contextmanager
-    def _snapshot(self) -> Iterator[View]:
-        """One published state of vectors and rows, for as long as it is held."""
-        with self._reading:
-            for _ in range(10):
-                view = self._refreshed()
-                if not view.manifest.generation:
-                    yield view
-                    return
-                catalog = self._open_catalog()
-                with catalog.transaction():
-                    now = view.manifest.generation
-                    if catalog.purged() <= now <= catalog.last():
-                        yield view
-                        return
-                # A writer may have replaced what this state names since the manifest was read.
-                if _identity(self.folder / storage.MANIFEST) == view.seen:
-                    raise self._damaged(f"manifest and {storage.CATALOG} are of two states")
-            raise self._busy()
-
-    def _refreshed(self) -> View:
-        """The last published state; segments that are already open stay so."""
-        with self._reading:
-            for _ in range(10):
-                seen = _identity(self.folder / storage.MANIFEST)
-                if seen == self._view.seen:
-                    return self._view
-                manifest = storage.load(self.folder)
-                if not manifest.generation and lost_manifest(self.folder):
-                    raise storage.without_manifest(self.folder)
-                if manifest.stamp and self._encoder:
-                    storage.require_same(self.folder, manifest.stamp, self._encoder)
-                try:
-                    self._view = View(manifest, seen, self._opened(manifest))
-                    return self._view
-                except FileNotFoundError as error:
-                    if seen == _identity(
-                        self.folder / storage.MANIFEST
-                    ):  # else a writer published without this file
-                        raise self._damaged(f"{error.filename} is missing") from None
-            raise self._busy()
-
-    def _opened(self, manifest: Manifest) -> tuple[Segment, ...]:
-        there = {(s.entry.name, s.entry.dead): s for s in self._view.segments}
-        dim = manifest.stamp.dim if manifest.stamp else 0
-        return tuple(
-            there.get((entry.name, entry.dead)) or Segment(self.folder, entry, dim)
-            for entry in manifest.segments
-        )
-
-    def _open_catalog(self) -> Catalog:
-        place = _identity(self.folder / storage.CATALOG)[:1]
-        if self._catalog and place != self._catalog_place:  # `repair` put another one there
-            self._catalog.close()
-            self._catalog = None
-        if self._catalog is None:
-            seal.require_same(self.folder)
-            self._catalog, self._catalog_place = Catalog(self.folder), place
-        return self._catalog
-
-    def _damaged(self, what: str) -> IndexDamaged:
-        return IndexDamaged(
-            f"{self.folder}: {what}; `lfm2-mm check --index {self.folder}` tells more, "
-            "`repair` mends it"
-        )
-
-    def _busy(self) -> IndexBusy:
-        return IndexBusy(f"{self.folder} changes faster than it can be read; try again")
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    """Tells one state of a file from the next without reading it; () where there is none."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return ()
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+    def _accept(self, manifest: Manifest) -> None:
+        if manifest.stamp and self._encoder:
+            storage.require_same(self.folder, manifest.stamp, self._encoder)
 
 
 def _check_question(query: str, k: int, mode: str) -> None:

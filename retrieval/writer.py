@@ -18,6 +18,7 @@ from retrieval import headers, storage
 from retrieval.catalog import Catalog, lost_manifest
 from retrieval.codecs import CODECS, DEFAULT
 from retrieval.headers import Held
+from retrieval.pooling import pool
 from retrieval.rows import Known, NewChunk, NewDocument, Touched, Unread
 from retrieval.segments import SegmentWriter, sweep
 from retrieval.storage import Manifest, Stamp
@@ -41,6 +42,9 @@ class Keeping:
 
     codec: str = DEFAULT
     pool: int = 1  # vectors of a passage that become one
+
+
+USUAL = Keeping()
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def passage(chunk: NewChunk) -> str:
 
 @contextlib.contextmanager
 def writing(
-    folder: Path, encoder: Callable[[], Encoder], keeping: Keeping | None = None
+    folder: Path, encoder: Callable[[], Encoder], keeping: Keeping = USUAL
 ) -> Iterator[Writer]:
     """Be the index's only writer; publish at the end, and on Ctrl-C what was finished by then.
 
@@ -84,10 +88,8 @@ def writing(
     Raises IndexBusy where another one is, LfmError where the disk is full.
     """
     storage.require(folder, create=True)
-    if not storage.load(folder).generation and lost_manifest(folder):
-        raise storage.without_manifest(folder)
     with _disk_told(folder), storage.writing(folder):
-        writer = Writer(folder, encoder, keeping or Keeping())
+        writer = Writer(folder, encoder, keeping)
         try:
             yield writer
             writer.commit()
@@ -106,6 +108,8 @@ class Writer:
     def __init__(self, folder: Path, encoder: Callable[[], Encoder], keeping: Keeping) -> None:
         self.folder = folder
         self.manifest = storage.load(folder)
+        if not self.manifest.generation and lost_manifest(folder):
+            raise storage.without_manifest(folder)
         # A published index without its catalog is damaged, not new.
         self.catalog = Catalog(folder, create=self.manifest.generation == 0)
         self.catalog.recover(self.manifest.generation)
@@ -200,7 +204,7 @@ class Writer:
                 self.folder, self.manifest.next_segment, stamp.dim, CODECS[stamp.codec]
             )
         for vectors in batch:
-            self._segment.add(self.manifest.next_id + len(self._segment), vectors)
+            self._segment.add(self.manifest.next_id + len(self._segment), pool(vectors, stamp.pool))
 
     def _stamp(self) -> Stamp:
         """The index's, or that of the one that is being made."""

@@ -358,12 +358,12 @@ def test_a_reader_that_opened_before_a_compaction_reads_on(tmp_path: Path) -> No
     with opened(tmp_path / "index") as writer:
         for n in range(5):
             writer.add_texts([(f"d{n}", f"always number{n}", "")])
-        with opened(tmp_path / "index") as reader, reader._snapshot() as view:
+        with opened(tmp_path / "index") as reader, reader._reader.snapshot() as view:
             writer.delete("d0")
             writer.compact()
             query = reader.encoder().encode_queries(["always"])[0]
             assert len(view.vectors.candidates(query, 9)[0]) == 5
-            assert len(reader._open_catalog().alive(view.manifest.generation)) == 5
+            assert len(reader._reader.catalog().alive(view.manifest.generation)) == 5
         with opened(tmp_path / "index") as reader:
             assert len(reader.search("always", 9, "colbert")) == 4
 
@@ -563,6 +563,21 @@ def test_dates_and_comparisons(tmp_path: Path, where: Where, expected: set[str])
         for bad, told in (({"date": "soon"}, "2024-05-31"), ({"page": "x"}, "whole number")):
             with pytest.raises(BadInput, match=told):
                 index.search("zebra", where=bad)
+
+
+def test_pooled_vectors_are_fewer_and_still_tell_which_words_matched(tmp_path: Path) -> None:
+    tokens = {}
+    for factor in (1, 2):
+        folder = tmp_path / str(factor)
+        with retrieval.open(folder, model=WordsEncoder(), create=True, pool=factor) as index:
+            index.add_texts([("a", "quick brown fox and lazy dog", ""), ("b", "red panda", "")])
+            tokens[factor] = index.info().tokens
+            (hit,) = index.search("lazy fox", 1, "colbert")
+            assert (hit.source, {m.word for m in hit.matches}) == ("a", {"lazy", "fox"})
+            assert index.check() == []
+    assert tokens == {1: 7 + 3, 2: 4 + 2}
+    with pytest.raises(BadInput, match="pool 2, not 1"):
+        retrieval.open(tmp_path / "2", pool=1)
 
 
 def test_recall_is_measured_and_a_target_found(made: Path) -> None:
