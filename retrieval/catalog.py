@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from lfm2_mm.errors import IndexDamaged, LfmError
-from retrieval import filters, lexical, seal
+from lfm2_mm.errors import IndexBusy, IndexDamaged, LfmError
+from retrieval import filters, lexical, schema, seal
 from retrieval.rows import (
     Known,
     NewChunk,
@@ -37,39 +37,6 @@ BUSY_S = 60  # to wait for another writer of the same file: only `check` is ever
 SEAL_WAITS_MS = 500  # for readers that are at work
 Conditions = Sequence[tuple[str, str]]
 
-SCHEMA = """
-CREATE TABLE documents (
-    id INTEGER PRIMARY KEY,     -- of its first passage; those of a document follow each other
-    source TEXT NOT NULL,       -- unique among the documents of one generation
-    name TEXT NOT NULL,         -- last part of source
-    kind TEXT NOT NULL,
-    title TEXT NOT NULL,
-    size INTEGER,               -- of the file; NULL where the text was given
-    mtime_ns INTEGER,
-    sha256 TEXT NOT NULL,       -- of the file's bytes or of the text given
-    chunks INTEGER NOT NULL,
-    tokens INTEGER NOT NULL,
-    came INTEGER NOT NULL,      -- generation in which it was published
-    gone INTEGER,               -- generation in which it was deleted or replaced
-    sum INTEGER NOT NULL        -- crc32 of what does not change and of the metadata
-);
-CREATE INDEX documents_source ON documents(source);
-CREATE INDEX documents_came ON documents(came);
-CREATE INDEX documents_gone ON documents(gone) WHERE gone IS NOT NULL;
-CREATE TABLE chunks (
-    id INTEGER PRIMARY KEY, document INTEGER NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL,
-    text TEXT NOT NULL, context TEXT NOT NULL, heading TEXT NOT NULL, page INTEGER,
-    sum INTEGER NOT NULL
-);
-CREATE INDEX chunks_document ON chunks(document);
-CREATE TABLE meta (
-    document INTEGER NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (document, key)
-) WITHOUT ROWID;
-CREATE TABLE skipped (source TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, why TEXT NOT NULL);
-CREATE TABLE state (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
-INSERT INTO state VALUES ('purged', 0);  -- rows gone by this generation are no longer here
-INSERT INTO state VALUES ('last', 0);    -- the generation committed last
-"""
 HIDDEN = (  # two queries, for an index each
     "SELECT id FROM documents WHERE came > :now "
     "UNION ALL SELECT id FROM documents WHERE gone <= :now"
@@ -85,7 +52,7 @@ class Catalog:
     def __init__(self, folder: Path, *, create: bool = False, name: str = CATALOG) -> None:
         path = folder / name
         if create and not path.exists():
-            _create(path)
+            schema.create(path)
         if not path.exists():
             raise IndexDamaged(
                 f"{path} is missing: `lfm2-mm repair --index {folder}` mends what can be mended"
@@ -391,16 +358,23 @@ class Catalog:
     # --- truth -----------------------------------------------------------------------------------
 
     def verify(self) -> Iterator[Damage]:
-        """What is wrong with the rows, with the words' index, and in SQLite's own eyes."""
+        """What is wrong with the rows, with the words' index, and in SQLite's own eyes.
+
+        Raises IndexBusy where a writer is at work for long.
+        """
         try:
             for (line,) in self._connection.execute("PRAGMA integrity_check(10)"):
                 if line != "ok":
                     yield Damage(CATALOG, line)
             if self.writable:
                 self._connection.execute("INSERT INTO words(words) VALUES ('integrity-check')")
-            for document in self._unsound():
+            with self.transaction():
+                unsound = list(self._unsound())
+            for document in unsound:
                 yield Damage(CATALOG, f"document {document} is not as it was written")
         except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+                raise IndexBusy(f"{self._folder} is being written to; try again") from error
             yield Damage(CATALOG, str(error))
 
     def _unsound(self) -> Iterator[int]:
@@ -503,17 +477,3 @@ def lost_manifest(folder: Path) -> bool:
             return catalog.purged() > 0
     except IndexDamaged:
         return True  # it was whole when it appeared, so somebody harmed both
-
-
-def _create(path: Path) -> None:
-    """The empty database appears whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    connection = sqlite3.connect(temporary, isolation_level=None)
-    try:
-        connection.executescript(SCHEMA)
-        lexical.create(connection)
-        connection.execute("PRAGMA journal_mode = WAL")
-    finally:
-        connection.close()
-    os.replace(temporary, path)

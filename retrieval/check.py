@@ -52,7 +52,7 @@ def _damages(folder: Path, manifest: Manifest) -> Iterator[Damage]:
         yield from rotten
         if not rotten and not different:
             yield from _disagreements(folder, manifest, catalog, whole=not broken)
-    except LfmError as error:
+    except IndexDamaged as error:
         yield Damage(CATALOG, str(error))
     finally:
         catalog.close()

@@ -55,6 +55,8 @@ def delete(folder: Path) -> list[str]:
     with opened(folder) as made:
         if any(s.source.endswith("1") for s in made.sources()):
             made.delete("*1")
+        else:
+            made.add_texts([])  # what was deleted counts in BM25 until a writer has cleared up
     return []
 
 
@@ -183,6 +185,7 @@ def once(job: Job, start_from: Path, folder: Path, after: float) -> tuple[bool, 
     if start_from.exists():
         shutil.copytree(start_from, folder)
     killed = run(job, folder, after=after)
+    folder.mkdir(exist_ok=True)  # perhaps it was killed before anything was there
     with opened(folder) as made:
         damage = made.check()
     assert job.harmed or not damage, damage
