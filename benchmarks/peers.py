@@ -22,7 +22,10 @@ class PeerDied(Exception):
 class Peer:
     """`open_engine(*arguments)` run in a new process; what it returns answers each `ask`."""
 
-    def __init__(self, open_engine: Callable[..., Any], *arguments: Any) -> None:
+    def __init__(
+        self, open_engine: Callable[..., Any], *arguments: Any, patience: float = PATIENCE
+    ) -> None:
+        self.patience = patience
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
@@ -34,9 +37,9 @@ class Peer:
     def answer(self) -> Any:
         """The next thing it says. Raises PeerDied."""
         try:
-            if not self.pipe.poll(PATIENCE):
+            if not self.pipe.poll(self.patience):
                 self.process.kill()
-                raise PeerDied(f"no answer in {PATIENCE} seconds")
+                raise PeerDied(f"no answer in {self.patience:.0f} seconds: stopped")
             return self.pipe.recv()
         except (EOFError, ConnectionError) as error:
             raise PeerDied(self.cause()) from error

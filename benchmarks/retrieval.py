@@ -1,0 +1,154 @@
+"""MaxSim and search beside what people use today, each engine in a process of its own.
+
+Two tables: scoring 1,000 documents for one query ("rerank"), and finding the best 10 of many
+("search"). The vectors are made: apps.bench.Clustered tells how. Truth is exact MaxSim in float32.
+
+    python -m benchmarks.retrieval rerank
+    python -m benchmarks.retrieval search --documents 3000
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+THREADS = "2"  # before any library counts the cores
+for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, THREADS)
+
+import numpy as np  # noqa: E402
+
+from apps.bench import DIM, Clustered  # noqa: E402
+from benchmarks import retrieval_engines as engines  # noqa: E402
+from benchmarks.peers import Peer, PeerDied  # noqa: E402
+
+RERANK_TOKENS = (180, 301)
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("table", choices=["rerank", "search"])
+    asked.add_argument("--documents", type=int, default=3000)
+    asked.add_argument("--queries", type=int, default=60)
+    asked.add_argument("--rounds", type=int, default=15)
+    asked.add_argument("--patience", type=float, default=600, help="seconds an index may take")
+    asked.add_argument("--only", default="", help="names or beginnings of names, with commas")
+    args = asked.parse_args()
+    print(f"{processor()}, {THREADS} threads, load {os.getloadavg()[0]:.1f} at the start")
+    if args.table == "rerank":
+        rerank(chosen(engines.RERANK, args.only), args.rounds)
+    else:
+        search(chosen(engines.SEARCH, args.only), args.documents, args.queries, args.patience)
+
+
+def chosen(table: dict[str, Any], only: str) -> dict[str, Any]:
+    names = [name for name in only.split(",") if name]
+    return {n: e for n, e in table.items() if not names or any(n.startswith(o) for o in names)}
+
+
+def rerank(table: dict[str, Any], rounds: int) -> None:
+    """Rounds in which each engine scores once, so that a busy moment strikes all alike."""
+    peers = opened({name: (engine, RERANK_TOKENS) for name, engine in table.items()})
+    took: dict[str, list[float]] = {name: [] for name in peers}
+    errors: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, peer in list(peers.items()):
+            try:
+                seconds, errors[name] = peer.ask()
+                took[name].append(1e3 * seconds)
+            except PeerDied as why:
+                print(f"{name}: {why}")
+                del peers[name]
+    bare = statistics.median(took["bare int8 product"]) if took.get("bare int8 product") else None
+    print("scored by                 median ms   best ms   times the bare product   largest error")
+    for name, ms in took.items():
+        if ms:
+            times = f"{statistics.median(ms) / bare:8.2f}" if bare else "       -"
+            error = f"{errors[name]:.4f}" if errors[name] == errors[name] else "-"
+            print(f"{name:25} {statistics.median(ms):9.2f} {min(ms):9.2f} {times:>24} {error:>15}")
+    for peer in peers.values():
+        peer.close()
+
+
+def search(table: dict[str, Any], documents: int, queries: int, patience: float) -> None:
+    truth = best(documents, queries)
+    print(f"{documents:,} documents of 180 to 220 vectors, {queries} queries, dim {DIM}")
+    print(
+        f"{'engine, setting':30}   build s  disk MB  peak MB of build, search  recall@10"
+        "   p50 ms   p95 ms"
+    )
+    for name, engine in table.items():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                for setting, row in searched(engine, folder, documents, queries, patience, truth):
+                    told = f"{name}, {setting}" if setting else name
+                    print(f"{told:30} {row}", flush=True)
+            except PeerDied as why:
+                print(f"{name}: {why}", flush=True)
+
+
+def searched(
+    engine: Any, folder: str, documents: int, queries: int, patience: float, truth: np.ndarray
+) -> Iterator[tuple[str, str]]:
+    """Builds in one process and searches in another, as a user does on another day."""
+    builder = Peer(engine, folder, documents, "build", patience=patience)
+    try:
+        built = builder.answer()
+    finally:
+        builder.close()
+    reader = Peer(engine, folder, documents, "search", patience=patience)
+    try:
+        for setting in reader.answer():
+            found, took, peak = [], [], 0.0
+            for query in range(queries):
+                seconds, ids, peak = reader.ask(setting, query)
+                took.append(1e3 * seconds)
+                found.append(ids)
+            recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)])
+            p50, p95 = np.percentile(took, [50, 95])
+            told = (
+                f"{built['seconds']:9.1f} {built['bytes'] / 1e6:8.0f} {built['peak'] / 1e6:17.0f},"
+            )
+            yield setting, f"{told} {peak / 1e6:6.0f} {recall:10.3f} {p50:8.1f} {p95:8.1f}"
+    finally:
+        reader.close()
+
+
+def best(documents: int, queries: int) -> np.ndarray:
+    """Truth, kept from one run to the next: it takes longer than what is measured."""
+    kept = Path(tempfile.gettempdir()) / f"clustered-{documents}-{queries}.npy"
+    if not kept.exists():
+        print("exact MaxSim over all, for the truth", file=sys.stderr)
+        data = Clustered(documents)
+        np.save(kept, data.best([data.query(number) for number in range(queries)]))
+    return np.load(kept)
+
+
+def opened(wanted: dict[str, tuple[Any, Any]]) -> dict[str, Peer]:
+    peers = {}
+    for name, (engine, argument) in wanted.items():
+        peer = Peer(engine, argument)
+        try:
+            peer.answer()
+            peers[name] = peer
+        except PeerDied as why:
+            print(f"{name}: {why}")
+    return peers
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown processor"
+    return next((li.partition(": ")[2] for li in lines if li.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()
