@@ -13,7 +13,7 @@ import numpy as np
 from retrieval import kernels
 from retrieval.segments import Exact, Segment
 
-EFFORT = 512  # passages that are scored exactly, or
+EFFORT = 1024  # passages that are scored exactly, or
 EFFORT_K = 4  # this many times as many as are asked for
 SMALL = 1 << 20  # vectors that are scored faster (some 5 to 10 ms) than worth avoiding
 SMALL_IN_NUMPY = 1 << 17  # the same where the loops are not compiled

@@ -36,7 +36,7 @@ class Estimates:
 
     centroids: np.ndarray  # (K, row_bytes) uint8: rows of int8, of unit length
     codes: np.ndarray  # (T,) uint16
-    means: np.ndarray  # (N, dim) float16: mean of a passage's vectors less their centroids
+    means: np.ndarray  # (N, row_bytes) uint8: mean of a passage's vectors less their centroids
     weight: float  # of the means: they help where a passage's words share much, and harm elsewhere
 
     def scores(
@@ -47,8 +47,8 @@ class Estimates:
         found = np.full(len(starts), -np.inf, dtype=np.float32)
         found[filled] = 0
         if self.weight:
-            means = self.means[passages[filled]].astype(np.float32)
-            found[filled] = means @ (self.weight * query.sum(axis=0))
+            whole = self.weight * query.sum(axis=0, keepdims=True)
+            found[filled] = INT8.scores(whole, self.means, passages[filled], passages[filled] + 1)
         for table in self._tables(query):
             sums = kernels.interaction(table, self.codes, starts[filled], ends[filled])
             found[filled] += sums / np.float32(255)
@@ -67,11 +67,11 @@ class Estimates:
         return np.ascontiguousarray(parts)
 
     def to_bytes(self) -> bytes:
-        """The weight (float32), codes (uint16), means (float16), centroids, one after the other."""
+        """The weight (float32), codes (uint16), means, centroids, one after the other."""
         return (
             np.float32(self.weight).astype("<f4").tobytes()
             + self.codes.astype("<u2").tobytes()
-            + self.means.astype("<f2").tobytes()
+            + self.means.tobytes()
             + self.centroids.tobytes()
         )
 
@@ -81,17 +81,16 @@ class Estimates:
     ) -> Estimates:
         """What `to_bytes` wrote. Raises ValueError for what it cannot have written."""
         width, after_codes = INT8.row_bytes(dim), 4 + 2 * tokens
-        start = after_codes + 2 * passages * dim
+        start = after_codes + passages * width
         count, rest = divmod(len(content) - start, width)
         if rest or count < 1:
             raise ValueError(f"{len(content)} bytes do not fit {tokens} codes")
         codes = np.frombuffer(content, "<u2", tokens, offset=4)
         if tokens and codes.max() >= count:
             raise ValueError(f"code {codes.max()} of {count} centroids")
-        means = np.frombuffer(content, "<f2", passages * dim, offset=after_codes)
-        centroids = np.frombuffer(content, np.uint8, count * width, offset=start)
+        rows = np.frombuffer(content, np.uint8, offset=after_codes).reshape(-1, width)
         weight = float(np.frombuffer(content, "<f4", 1)[0])
-        return cls(centroids.reshape(count, width), codes, means.reshape(-1, dim), weight)
+        return cls(rows[passages:], codes, rows[:passages], weight)
 
 
 def estimates(codec: Codec, rows: np.ndarray, bounds: np.ndarray, dim: int) -> Estimates:
@@ -100,7 +99,7 @@ def estimates(codec: Codec, rows: np.ndarray, bounds: np.ndarray, dim: int) -> E
     count = min(LANES * max(1, round(8 * tokens**0.5 / LANES)), tokens, 1 << 16)
     chosen = np.random.default_rng(0).choice(tokens, min(tokens, SAMPLE * count), replace=False)
     centroids = learn(_int8(codec, rows[np.sort(chosen)], dim), dim, count)
-    codes, means = np.empty(tokens, np.uint16), np.zeros((len(bounds) - 1, dim), np.float16)
+    codes, means = np.empty(tokens, np.uint16), np.zeros((len(bounds) - 1, dim), np.float32)
     for first, last in blocks(bounds, BLOCK):
         block = slice(bounds[first], bounds[last])
         codes[block] = nearest(_int8(codec, rows[block], dim), centroids)
@@ -109,8 +108,9 @@ def estimates(codec: Codec, rows: np.ndarray, bounds: np.ndarray, dim: int) -> E
         if len(filled):
             sums = np.add.reduceat(left, bounds[filled] - bounds[first], axis=0)
             means[filled] = sums / (bounds[filled + 1] - bounds[filled])[:, None]
-    stored = np.frombuffer(INT8.encode(centroids), np.uint8).reshape(count, -1)
-    made = Estimates(stored, codes, means, 0.0)
+    stored = np.frombuffer(INT8.encode(np.concatenate([means, centroids])), np.uint8)
+    stored = stored.reshape(len(means) + count, -1)
+    made = Estimates(stored[len(means) :], codes, stored[: len(means)], 0.0)
     return replace(made, weight=_weight(made, codec, rows, bounds, dim))
 
 

@@ -78,7 +78,7 @@ def test_an_estimate_is_the_centroids_maxsim_and_the_mean(
         centroids = CODECS["int8"].decode(made.centroids, DIM)[made.codes[of]]
         products = np.maximum(centroids @ query.T, 0).max(axis=0).sum()
         mean = (kept[of] - centroids).mean(axis=0) @ query.sum(axis=0)
-        # For each token of the query half a byte's step and what 8 bits of it lose; float16 means.
+        # For each token of the query half a byte's step, and what 8 bits of it and the means lose.
         assert estimate == pytest.approx(products + weight * mean, abs=asked * (0.5 / 255 + 4e-3))
 
 
