@@ -22,6 +22,7 @@ from retrieval.kernel_ir import LANES
 from retrieval.scoring import blocks
 
 LEAST = 1 << 17  # vectors of a segment that is worth them
+MOST = 1 << 13  # centroids: their products with a query stay in a core's second-level cache
 SAMPLE = 16  # vectors a centroid that k-means looks at
 ROUNDS = 3
 TRIALS = 12  # passages that choose the weight of the means
@@ -96,7 +97,7 @@ class Estimates:
 def estimates(codec: Codec, rows: np.ndarray, bounds: np.ndarray, dim: int) -> Estimates:
     """Those of a segment: `rows` of its codec, passage i being rows bounds[i]:bounds[i + 1]."""
     tokens = len(rows)
-    count = min(LANES * max(1, round(8 * tokens**0.5 / LANES)), tokens, 1 << 16)
+    count = min(LANES * max(1, round(8 * tokens**0.5 / LANES)), tokens, MOST)
     chosen = np.random.default_rng(0).choice(tokens, min(tokens, SAMPLE * count), replace=False)
     centroids = learn(_int8(codec, rows[np.sort(chosen)], dim), dim, count)
     codes, means = np.empty(tokens, np.uint16), np.zeros((len(bounds) - 1, dim), np.float32)
