@@ -200,8 +200,13 @@ def _ours(codec: str, folder: str, documents: int, what: str) -> Any:
         effort = int(setting.split()[-1]) if setting else None
         return Candidates(opened, effort).candidates(query, 10)[0].tolist()
 
-    settings = ["", "effort 2000", f"effort {documents}"]  # the last scores all of them
-    return _answering(data, settings[: 3 if documents > 5000 else 1], find)
+    settings = [
+        "",
+        "effort 512",
+        "effort 4096",
+        f"effort {documents}",
+    ]  # the last scores all of them
+    return _answering(data, settings[: 4 if documents > 5000 else 1], find)
 
 
 def _write_entries(folder: str, entries: list[Any]) -> None:
