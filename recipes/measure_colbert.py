@@ -20,7 +20,7 @@ import numpy as np
 import pytrec_eval
 import Stemmer
 import torch
-from nano_colbert_heldout import Collection, collections
+from nano_colbert_heldout import Collection, collections, other_domain
 from nano_colbert_model import NanoColbert, save_folder
 from tokenizers import Tokenizer
 
@@ -144,10 +144,14 @@ def main(arguments: Iterable[str] | None = None) -> None:
     words.add_argument("--weight", type=float, help="share of colbert in hybrid mode")
     words.add_argument("--dtype", default="fp32", help="fp32, bf16, int8 or auto")
     words.add_argument("--only", nargs="*", help="names of collections")
+    words.add_argument("--other", nargs="*", help="instead: docstrings of these libraries")
     words.add_argument("--write-beir", type=Path, help="only write the collections, to this folder")
     words.add_argument("--write", action="store_true", help="write the table into the model's card")
     args = words.parse_args(arguments)
-    every = collections(args.data, args.queries)
+    if args.other:
+        every = [other_domain(library, args.queries) for library in args.other]
+    else:
+        every = collections(args.data, args.queries)
     chosen = [c for c in every if not args.only or c.name in args.only]
     if args.write_beir:
         for collection in chosen:

@@ -263,6 +263,15 @@ def test_docstrings_ask_for_their_function_without_its_docstring() -> None:
     assert found.text == "def cut(self, n):\n    return n"
 
 
+def test_docstrings_are_parted_into_question_and_body() -> None:
+    from nano_colbert_heldout import halves
+
+    body = "It counts. " * 31
+    docstring = f"Count the words of a text.\n\n{body}\n\nReferences\n----------\nNone."
+    code = f'def f():\n    """{docstring}"""\n\ndef g():\n    """Too short.\n\nYes."""\n'
+    assert halves(code) == {"Count the words of a text.": body.strip()}
+
+
 def test_no_training_passage_is_measured(data: Path, tmp_path: Path) -> None:
     check_no_leak(data)
     from nano_colbert_heldout import collections
