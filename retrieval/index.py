@@ -299,8 +299,13 @@ class Index:
         """What the index holds."""
         m = self._reader.refreshed().manifest
         size = storage.bytes_of(self.folder)
-        model = m.stamp.name if m.stamp else None
-        return Info(m.documents, m.chunks, m.tokens, size, model, storage.VERSION)
+        if m.stamp is None:
+            return Info(m.documents, m.chunks, m.tokens, size, None, storage.VERSION)
+        width = CODECS[m.stamp.codec].row_bytes(m.stamp.dim)
+        return Info(
+            m.documents, m.chunks, m.tokens, size, m.stamp.name, storage.VERSION,
+            codec=m.stamp.codec, bytes_per_token=width, pool=m.stamp.pool,
+        )  # fmt: skip
 
     def sources(self, pattern: str | None = None) -> list[Source]:
         """The documents with their metadata, by source; `pattern` as in `delete`."""

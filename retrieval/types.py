@@ -77,14 +77,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Info:
-    """What an index holds. `model` is None as long as nothing was published."""
+    """What an index holds. As long as nothing was published `model` and `codec` are None."""
 
     documents: int
     chunks: int
-    tokens: int
+    tokens: int  # vectors; fewer than the texts' tokens where they were pooled
     bytes: int
     model: str | None
     version: int
+    codec: str | None = None  # how vectors are kept
+    bytes_per_token: int = 0
+    pool: int = 1  # of so many vectors one was made
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,7 @@ def test_index_search_delete_info_check(
 
     held = asked("info", "--index", index)
     assert held["documents"] == 2 and set(held) >= {"chunks", "tokens", "bytes", "model", "version"}
+    assert (held["codec"], held["pool"]) == ("int8", 1)
     assert asked("check", "--index", index) == {"ok": True, "damaged": []}
     left = asked("delete", "--index", index, "--source", "*.md")
     assert left["documents"] == 1 and set(left) >= set(held)

@@ -97,10 +97,14 @@ def info(args: Namespace, screen: Screen) -> None:
 
 
 def _info_lines(held: Info) -> list[str]:
-    return [
+    lines = [
         f"{held.documents:,} documents, {held.chunks:,} chunks, {held.tokens:,} tokens",
         f"{size(held.bytes)}, model {held.model}, format version {held.version}",
     ]
+    if held.codec:
+        pooled = f", {held.pool} pooled into one" if held.pool > 1 else ""
+        lines.append(f"vectors: {held.codec}, {held.bytes_per_token} bytes a token{pooled}")
+    return lines
 
 
 def check(args: Namespace, screen: Screen) -> int:
