@@ -146,7 +146,8 @@ def write(
             _write_file(fresh, name, content)
         plain = {key: t.detach().contiguous().cpu() for key, t in tensors.items()}
         save_file(plain, fresh / SINGLE, metadata={"format": "pt"})
-        fresh.chmod(0o755)  # mkdtemp is private to the user
+        (fresh / SINGLE).chmod(0o644)  # safetensors and mkdtemp make them private to the user
+        fresh.chmod(0o755)
         _take_place(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
