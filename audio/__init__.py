@@ -1,0 +1,1 @@
+"""Speech for LFM2-Audio: continuous path in, discrete codes out, live conversation."""

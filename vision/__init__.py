@@ -1,0 +1,1 @@
+"""Pictures for LFM2-VL: tiling under a token budget, the vision tower, conversation about pictures."""
