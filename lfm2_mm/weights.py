@@ -102,21 +102,23 @@ def count_parameters(folder: Path) -> int:
     return sum(math.prod(t.shape) for f in folders for t in tensors_of(f).values())
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """(key, tensor) of every weight, one at a time, as stored (dtype, CPU).
 
-    All headers are checked before the first tensor is read. Raises CheckpointDamaged.
+    With a prefix, only the keys that start with it, and without it. All headers are checked before
+    the first tensor is read. Raises CheckpointDamaged.
     """
     files: dict[Path, list[str]] = {}
     for key, info in tensors_of(folder).items():
-        files.setdefault(info.file, []).append(key)
+        if key.startswith(prefix):
+            files.setdefault(info.file, []).append(key)
     from safetensors import SafetensorError, safe_open
 
     for path, keys in files.items():
         try:
             with safe_open(path, framework="pt") as tensors:
                 for key in keys:
-                    yield key, tensors.get_tensor(key)
+                    yield key.removeprefix(prefix), tensors.get_tensor(key)
         except SafetensorError as error:
             raise CheckpointDamaged(f"{path} cannot be read: {error}") from error
 
