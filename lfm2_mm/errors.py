@@ -53,3 +53,15 @@ class IndexDamaged(LfmError):
 
 class IndexBusy(LfmError):
     """Another process is writing to the index."""
+
+
+class BadPicture(BadInput):
+    """A picture that cannot be read, is empty, or is beyond the stated limits."""
+
+
+class OverBudget(BadInput):
+    """No plan for these pictures keeps to the token budget; `least` is the smallest that does."""
+
+    def __init__(self, message: str, least: int) -> None:
+        super().__init__(message)
+        self.least = least
