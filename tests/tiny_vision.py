@@ -1,8 +1,8 @@
 """Tiny random vision checkpoints, written by transformers in the forms that were published.
 
-Knows none of our code. `GENERATIONS` are those forms: "early" is the first LFM2-VL snapshot (files of
-its remote code), "lfm2" the same model in native files, "lfm2.5" the one without LayerNorm and with
-a nested processor_config.json.
+Knows none of our code. `GENERATIONS` are those forms: "early" is the first LFM2-VL snapshot (keys
+of its remote code), "lfm2" the same model in native files, "lfm2.5" the one without LayerNorm and
+with a nested processor_config.json.
 """
 
 from __future__ import annotations
