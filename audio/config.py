@@ -145,11 +145,11 @@ class DepthConfig:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> DepthConfig:
-        """`heads`, `kv_heads` and `ff_dim` are ours; the published files leave them out."""
+        """`heads`, `kv_heads` and `ff` are ours; the published files leave them out."""
         return cls(
             layers=raw["layers"],
             width=raw["dim"],
-            feed_forward=raw.get("ff_dim", depth_feed_forward(raw["dim"])),
+            feed_forward=raw.get("ff", depth_feed_forward(raw["dim"])),
             tied=raw["tie"],
             heads=raw.get("heads", DEPTH_HEADS),
             kv_heads=raw.get("kv_heads", DEPTH_KV_HEADS),
@@ -157,7 +157,7 @@ class DepthConfig:
 
     def to_json(self) -> dict[str, Any]:
         own = {
-            "ff_dim": (self.feed_forward, depth_feed_forward(self.width)),
+            "ff": (self.feed_forward, depth_feed_forward(self.width)),
             "heads": (self.heads, DEPTH_HEADS),
             "kv_heads": (self.kv_heads, DEPTH_KV_HEADS),
         }
@@ -182,23 +182,25 @@ class DepthConfig:
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """A whole speech checkpoint. `codebook_sizes` counts codes without the one that ends."""
+    """A whole speech checkpoint. `codebook_size` counts codes without the one that ends."""
 
     backbone: BackboneConfig
     mel: MelConfig = field(default_factory=MelConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     depth: DepthConfig = field(default_factory=DepthConfig)
-    codebook_sizes: tuple[int, ...] = (CODES,) * 8
+    codebooks: int = 8
+    codebook_size: int = CODES
     n_text: int = 6  # tokens and frames that take turns in interleaved generation
     n_audio: int = 12
     semantic_factor: float = 100.0  # how much more the first codebook counts in training
     weighting: str = "log"  # or "linear"
     text_loss: float = 1.0
     audio_loss: float = 1.0
+    text_pad: str | None = None  # a token that fills a text slot and says nothing
 
     def __post_init__(self) -> None:
-        numbers = (*self.codebook_sizes, self.n_text, self.n_audio, self.depth.layers)
-        if not self.codebook_sizes or min(numbers) < 1:
+        numbers = (self.codebooks, self.codebook_size, self.n_text, self.n_audio, self.depth.layers)
+        if min(numbers) < 1:
             raise CheckpointDamaged(f"a size of the speech configuration is below 1: {numbers}")
         if self.weighting not in ("log", "linear"):
             raise CheckpointDamaged(f"codebook_weight is {self.weighting!r}: log or linear")
@@ -214,13 +216,9 @@ class AudioConfig:
             )
 
     @property
-    def codebooks(self) -> int:
-        return len(self.codebook_sizes)
-
-    @property
     def end_frame(self) -> tuple[int, ...]:
         """The frame that ends the audio."""
-        return self.codebook_sizes
+        return (self.codebook_size,) * self.codebooks
 
     @property
     def codebook_weights(self) -> tuple[float, ...]:
@@ -243,13 +241,15 @@ class AudioConfig:
                 mel=MelConfig.from_json(raw["preprocessor"]),
                 encoder=EncoderConfig.from_json(raw["encoder"]),
                 depth=DepthConfig.from_json(raw["depthformer"]),
-                codebook_sizes=tuple(raw.get("codebook_sizes") or (CODES,) * raw["codebooks"]),
+                codebooks=raw["codebooks"],
+                codebook_size=raw.get("codebook_size", CODES),
                 n_text=raw["interleaved_n_text"],
                 n_audio=raw["interleaved_n_audio"],
                 semantic_factor=raw.get("semantic_codebook_factor", 100.0),
                 weighting=raw.get("codebook_weight", "log"),
                 text_loss=raw.get("text_loss_multiplier", 1.0),
                 audio_loss=raw.get("audio_loss_multiplier", 1.0),
+                text_pad=raw.get("text_pad"),
             )
         except KeyError as error:
             raise CheckpointDamaged(f"config.json of a speech checkpoint lacks {error}") from error
@@ -275,9 +275,8 @@ class AudioConfig:
             "lfm": self.backbone.to_json(),
             "depthformer": self.depth.to_json(),
         }
-        if set(self.codebook_sizes) != {CODES}:
-            raw["codebook_sizes"] = list(self.codebook_sizes)
-        return raw
+        own = {"codebook_size": (self.codebook_size, CODES), "text_pad": (self.text_pad, None)}
+        return raw | {key: value for key, (value, default) in own.items() if value != default}
 
 
 def depth_feed_forward(width: int) -> int:
