@@ -1,1 +1,1 @@
-"""Pictures for LFM2-VL: tiling under a token budget, the vision tower, conversation about pictures."""
+"""Pictures for LFM2-VL: tiling under a token budget, the vision tower, talk about pictures."""

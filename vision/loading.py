@@ -1,4 +1,4 @@
-"""Published weights into tower and projector, and back. Knows the names in the files, no arithmetic.
+"""Published weights into tower and projector, and back. Knows names in files, no arithmetic.
 
 The backbone's half of a vision checkpoint is lfm2_mm.loading's business.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -167,7 +167,7 @@ def _fill(model: VisionModel, name: str, tensor: Tensor, choice: Choice) -> None
     packs = choice.weights == "int8" and isinstance(owner, Linear) and leaf == "weight"
     if packs and not owner_name.endswith(IN_FLOAT):
         parent = model.get_submodule(owner_name.rpartition(".")[0])
-        setattr(parent, owner_name.rpartition(".")[2], Int8Linear(tensor, owner.bias))
+        setattr(parent, owner_name.rpartition(".")[2], Int8Linear(tensor, cast(Linear, owner).bias))
     else:
         tensor = tensor.to(choice.device, choice.torch_dtype)
         setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))

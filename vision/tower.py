@@ -1,7 +1,7 @@
 """The SigLIP2 tower and the projector: patches of a crop -> rows for the backbone.
 
 The arithmetic is that of transformers' Siglip2VisionModel (vision_use_head false) and Lfm2VlModel.
-Crops of one call have one shape, so there is neither padding nor a mask. Knows no pictures, no files.
+Crops of one call have one shape: no padding, no mask. Knows no pictures, no files.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class VisionTower(nn.Module):
         self.resized: dict[tuple[int, int], Tensor] = {}
 
     def forward(self, patches: Tensor, rows: int, cols: int) -> Tensor:
-        """patches (n, rows * cols, patch values) in -1..1, row by row -> (n, rows * cols, width)."""
+        """patches (n, rows * cols, patch values) in -1..1, row by row -> (…, …, width)."""
         x = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
         x = x + self.positions_of(rows, cols)
         for layer in self.layers:
