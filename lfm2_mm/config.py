@@ -76,8 +76,10 @@ class BackboneConfig:
     def from_json(cls, raw: dict[str, Any]) -> BackboneConfig:
         """Read transformers' Lfm2Config or Lfm2MoeConfig keys, in their old and new spellings.
 
-        Raises CheckpointDamaged when a needed key is missing or a value is not supported.
+        Of a vision checkpoint, the part that reads text. Raises CheckpointDamaged when a needed key
+        is missing or a value is not supported.
         """
+        raw = _language_part(raw)
         kind = raw.get("model_type", "lfm2")
         if kind not in ("lfm2", "lfm2_moe"):
             raise CheckpointDamaged(f"model_type is {kind!r}; a backbone is lfm2 or lfm2_moe")
@@ -142,6 +144,14 @@ class BackboneConfig:
             "norm_topk_prob": self.experts.normalise,
             "routed_scaling_factor": self.experts.scale,
         }
+
+
+def _language_part(raw: dict[str, Any]) -> dict[str, Any]:
+    """`text_config` of a vision checkpoint, which keeps whether the head is tied beside it."""
+    text = raw.get("text_config")
+    if not isinstance(text, dict):
+        return raw
+    return text | {k: raw[k] for k in ("tie_embedding", "tie_word_embeddings") if k in raw}
 
 
 def _first(value: Any, default: int) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -61,13 +62,26 @@ def load_backbone(
     bidirectional: bool = False,
     head: bool = True,
 ) -> Backbone:
-    """Open the checkpoint in `folder` as `choice` says. Raises CheckpointDamaged, BadInput."""
-    config = BackboneConfig.from_json(read_json(folder / "config.json"))
+    """Open the checkpoint in `folder` as `choice` says. Raises CheckpointDamaged, BadInput.
+
+    Of a vision checkpoint the tensors of the language model are read, and no others.
+    """
+    raw = read_json(folder / "config.json")
+    config = BackboneConfig.from_json(raw)
     if active_experts is not None:
         config = with_active_experts(config, active_experts)
     prefix = prefix_of(tensor_keys(folder))
-    tensors = ((key.removeprefix(prefix), tensor) for key, tensor in read_tensors(folder))
+    tensors: Iterable[tuple[str, Tensor]]
+    if "text_config" in raw:
+        tensors = chain(read_tensors(folder, prefix), language_head(folder))
+    else:
+        tensors = ((key.removeprefix(prefix), tensor) for key, tensor in read_tensors(folder))
     return build(config, tensors, choice, bidirectional=bidirectional, head=head)
+
+
+def language_head(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The head of a vision checkpoint, which lies beside its language model, if it is stored."""
+    return ((f"lm_head{key}", tensor) for key, tensor in read_tensors(folder, "lm_head"))
 
 
 def with_active_experts(config: BackboneConfig, active: int) -> BackboneConfig:

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from lfm2_mm.config import BackboneConfig
 from lfm2_mm.device import Choice
 from lfm2_mm.errors import CheckpointDamaged
 from lfm2_mm.loading import build
-from tests import tiny
+from tests import tiny, tiny_vision
 from tests.shapes import (
     NAMES,
     assert_close,
@@ -67,6 +68,43 @@ def same(one: Backbone, other: Backbone) -> None:
     hidden = full(one, IDS)
     assert torch.equal(hidden, full(other, IDS))
     assert torch.equal(one.logits(hidden), other.logits(hidden))
+
+
+class TestVisionCheckpoints:
+    """The language model of a vision checkpoint, beside its tower and projector."""
+
+    @pytest.mark.parametrize("generation", tiny_vision.GENERATIONS)
+    def test_logits(self, generation: tiny_vision.Generation, tmp_path: Path) -> None:
+        path = tiny_vision.vl_folder(tmp_path / generation, generation)
+        ours = opened(path)
+        native = path if generation != "early" else tiny_vision.vl_folder(tmp_path / "n", "lfm2")
+        reference = transformers_vl(native)
+        expected = reference(input_ids=IDS, use_cache=False).logits
+        assert_close(ours.logits(full(ours, IDS)), expected)
+
+    def test_an_untied_head_lies_beside_the_language_model(self, tmp_path: Path) -> None:
+        path = tiny_vision.vl_folder(tmp_path)
+        settings = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": False}))
+        tensors = dict(weights.read_tensors(path))
+        embedding = tensors["model.language_model.embed_tokens.weight"]
+        save_file({**tensors, "lm_head.weight": 2 * embedding}, path / weights.SINGLE)
+        untied = opened(path)
+        hidden = full(untied, IDS)
+        assert torch.equal(untied.logits(hidden), hidden @ (2 * embedding).T)
+
+    def test_a_foreign_tensor_in_it_is_refused(self, tmp_path: Path) -> None:
+        path = tiny_vision.vl_folder(tmp_path)
+        odd = {"model.language_model.layers.0.odd.weight": torch.zeros(1)}
+        save_file({**dict(weights.read_tensors(path)), **odd}, path / weights.SINGLE)
+        with pytest.raises(CheckpointDamaged, match="odd"):
+            opened(path)
+
+
+def transformers_vl(path: Path) -> Any:
+    from transformers import Lfm2VlForConditionalGeneration
+
+    return Lfm2VlForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
 
 
 class TestLayouts:
