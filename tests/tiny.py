@@ -103,7 +103,9 @@ MOE: dict[str, Any] = {
 }
 
 
-def tokenizer(vocab_size: int = 480, corpus: Sequence[str] = CORPUS) -> Tokenizer:
+def tokenizer(
+    vocab_size: int = 480, corpus: Sequence[str] = CORPUS, specials: Sequence[str] = SPECIALS
+) -> Tokenizer:
     """A byte-level BPE tokenizer with the family's special tokens at their published ids."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Sequence(
@@ -115,7 +117,7 @@ def tokenizer(vocab_size: int = 480, corpus: Sequence[str] = CORPUS) -> Tokenize
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIALS),
+        special_tokens=list(specials),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -127,11 +129,13 @@ def tokenizer(vocab_size: int = 480, corpus: Sequence[str] = CORPUS) -> Tokenize
     return made
 
 
-def tokenizer_files(path: Path | str, added: Sequence[str] = ()) -> Path:
+def tokenizer_files(
+    path: Path | str, added: Sequence[str] = (), specials: Sequence[str] = SPECIALS
+) -> Path:
     """tokenizer.json, tokenizer_config.json and chat_template.jinja of the family, at `path`."""
     from transformers import PreTrainedTokenizerFast
 
-    made = tokenizer()
+    made = tokenizer(specials=specials)
     made.add_tokens(list(added))
     PreTrainedTokenizerFast(
         tokenizer_object=made,
