@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -89,12 +89,14 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     reused_tokens: int = 0  # of the prompt, found in the state of an earlier turn
+    image_tokens: int = 0  # of the prompt, without the structural ones around them
 
 
 @dataclass(frozen=True)
 class Timings:
     first_token_s: float
     tokens_per_s: float  # of the completion, after the first token
+    vision_s: float = 0.0  # part of first_token_s: encoding pictures that were not encoded yet
 
 
 @dataclass(frozen=True)
@@ -110,29 +112,56 @@ class AudioChunk:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far the work before the first token is. Closing the stream here stops it."""
+
+    what: Literal["vision", "prompt"]
+    done: int  # tokens
+    total: int
+
+
+@dataclass(frozen=True)
 class Done:
     reason: Literal["stop", "length", "cancelled"]
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
     timings: Timings = field(default_factory=lambda: Timings(0.0, 0.0))
 
 
-Event = TextDelta | AudioChunk | Done
+Event = TextDelta | AudioChunk | Progress | Done
 
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """Placeholder ids as the tokenizer writes them, and the embeddings that replace them."""
+    """What stands in a prompt for a picture or a recording, known before anything is computed."""
 
-    ids: tuple[int, ...]
-    embeds: torch.Tensor  # (n, hidden): one row for each id that is replaced
+    ids: tuple[int, ...]  # as the tokenizer writes them, structural ones included
+    marker: int  # the id that every position has which a row of the encoding replaces
+    key: str  # of equal keys the encodings are equal
+    plan: Any = None  # how the part will be encoded, in its encoder's own words
+
+    @property
+    def tokens(self) -> int:
+        """Positions that are replaced: rows of the encoding."""
+        return self.ids.count(self.marker)
 
 
 class PartEncoder(Protocol):
-    """Turns a picture or a recording into a slot of the prompt."""
+    """Turns pictures or recordings into slots of a prompt, and slots into embeddings."""
 
     accepts: type[Image] | type[Audio]
+    kind: str  # of an item of a content list, as chat templates know it: "image"
+    marker: str  # what a template writes for such an item: "<image>"
 
-    def encode(self, part: Any) -> Slot: ...
+    def plan(self, parts: Sequence[Any]) -> list[Slot]:
+        """Slots for all parts of one prompt; no tensor is made. Raises BadInput."""
+        ...
+
+    def encode(self, part: Any, slot: Slot) -> Iterator[torch.Tensor]:
+        """Embeddings in portions (n, hidden), in all `slot.tokens` rows, in order.
+
+        Between two portions the work can be stopped.
+        """
+        ...
 
 
 def text_of(events: Iterable[Event]) -> str:
