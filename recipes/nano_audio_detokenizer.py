@@ -1,0 +1,190 @@
+"""Codes -> wave: trains nano-audio's detokenizer, in the format of LFM2.5's audio_detokenizer.
+
+The target is `sound(units.frames(codes))`, 480 samples late: then all that a spectrum's window
+reaches is fixed by codes already seen, and the causal network has nothing to guess.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from nano_audio_language import draw_reply, salad
+from nano_audio_units import BOOKS, CODES, PAUSES, Units
+from nano_audio_voice import FRAME, HOP, PARTS, SIZE, sound
+from torch import Tensor, nn
+from transformers import Lfm2Config, Lfm2Model
+
+from lfm2_mm.train import Plan, Training
+
+HIDDEN, WINDOW, KINDS = 192, 30, "ccacca"
+DELAY = (SIZE - HOP) // 2  # samples
+BINS = SIZE // 2 + 1
+CROP, LEAD, BATCH = 16, 3, 12  # frames; the first LEAD of a crop lack their past and are not judged
+PLAN = Plan(rate=2e-3, table_rate=2e-3, average=0.998)
+
+
+def settings() -> dict[str, object]:
+    """config.json of audio_detokenizer/, as LFM2.5's."""
+    kinds = {"c": "conv", "a": "sliding_attention"}
+    return {
+        "architectures": ["Lfm25AudioTokenizer"], "model_type": "lfm2", "hidden_size": HIDDEN,
+        "num_hidden_layers": len(KINDS), "layer_types": [kinds[k] for k in KINDS],
+        "num_attention_heads": HIDDEN // 32, "num_key_value_heads": HIDDEN // 96,
+        "intermediate_size": 480, "block_ff_dim": 480, "block_auto_adjust_ff_dim": False,
+        "sliding_window": WINDOW, "rope_theta": 1000000.0, "norm_eps": 1e-5, "conv_L_cache": 3,
+        "conv_bias": False, "vocab_size": 1, "output_size": 2 * BINS, "tie_embedding": True,
+        "codebooks": BOOKS, "codebook_size": CODES, "max_position_embeddings": 128000,
+    }  # fmt: skip
+
+
+class Detokenizer(nn.Module):
+    """The published network (formats: embedding mean, LFM2, spectrum), for training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        given = settings()
+        kinds = [str(k).replace("sliding", "full") for k in given["layer_types"]]  # type: ignore[attr-defined]
+        config = Lfm2Config(**given | {"layer_types": kinds})
+        config._attn_implementation = "sdpa"
+        self.emb = nn.Embedding(BOOKS * CODES, HIDDEN)
+        self.lfm = Lfm2Model(config)
+        self.lin = nn.Linear(HIDDEN, 2 * BINS)
+        nn.init.normal_(self.emb.weight, std=1.0)
+
+    def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """codes (b, frames, books) -> log magnitude and phase (b, 6 * frames, 641)."""
+        rows = codes + CODES * torch.arange(BOOKS)
+        x = self.emb(rows).mean(2).repeat_interleave(PARTS, 1)
+        place = torch.arange(x.shape[1])
+        back = place[:, None] - place
+        sees = ((back >= 0) & (back < WINDOW))[None, None].expand(len(x), -1, -1, -1)
+        hidden = self.lfm(inputs_embeds=x, attention_mask=sees, use_cache=False).last_hidden_state
+        return self.lin(hidden).float().split(BINS, -1)
+
+    def published(self) -> dict[str, Tensor]:
+        """Tensors by their published names."""
+        lfm = {f"lfm.{k}": v for k, v in self.lfm.state_dict().items()}
+        return {
+            "emb.emb.weight": self.emb.weight.detach(), **lfm,
+            "lin.weight": self.lin.weight.detach(), "lin.bias": self.lin.bias.detach(),
+            "istft.window": torch.hann_window(SIZE),
+        }  # fmt: skip
+
+
+def wave(log: Tensor, phase: Tensor) -> Tensor:
+    """(b, n, 641) twice -> (b, n * 320): inverse STFT, "same" padding."""
+    spectrum = torch.polar(log.exp(), phase)
+    window = torch.hann_window(SIZE)
+    parts = torch.fft.irfft(spectrum, SIZE) * window
+    length = (parts.shape[1] - 1) * HOP + SIZE
+
+    def overlap(columns: Tensor) -> Tensor:
+        return nn.functional.fold(
+            columns.transpose(1, 2), (1, length), (1, SIZE), stride=(1, HOP)
+        ).flatten(1)[:, DELAY:-DELAY]
+
+    square = (window**2).expand(1, parts.shape[1], -1)
+    return overlap(parts) / overlap(square)
+
+
+def spectra(samples: Tensor) -> Tensor:
+    """(b, n * 320 + 960) -> (b, n, 641) complex: what `wave` would turn back into samples."""
+    return torch.fft.rfft(samples.unfold(-1, SIZE, HOP) * torch.hann_window(SIZE), dim=-1)
+
+
+def draw_batch(units: Units, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """codes (12, 16, 4) and the wave they stand for, late by 480 samples, (12, 16 * 1920 + 960):
+    480 samples before and after the crop are there, too."""
+    draw = random.Random(f"{seed}/{step}")
+    words = [w for w in units.codes if w not in PAUSES]
+    codes, waves = [], []
+    for _ in range(BATCH):
+        text = salad(draw, words) if draw.random() < 0.6 else draw_reply(draw)
+        said = units.say(text)
+        while len(said) < CROP + 1:
+            said = np.concatenate([said, units.say(salad(draw, words))])
+        begin = draw.randrange(len(said) - CROP)
+        lead = max(0, begin - 1)  # one frame before, for the sound that reaches over
+        made = sound(units.frames(said[lead : begin + CROP]))
+        late = np.concatenate([np.zeros(2 * DELAY, np.float32), made])
+        offset = (begin - lead) * FRAME
+        codes.append(said[begin : begin + CROP])
+        waves.append(late[offset : offset + CROP * FRAME + 2 * DELAY])
+    return torch.from_numpy(np.stack(codes)), torch.from_numpy(np.stack(waves))
+
+
+def loss_of(log: Tensor, phase: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Magnitude and compressed complex spectrum, over what comes after the lead."""
+    log, phase, target = (x[:, LEAD * PARTS :] for x in (log, phase, target))
+    size = target.abs()
+    magnitude = (log - (size + 0.01).log()).abs().mean()
+    small = torch.polar((0.3 * log).exp(), phase)
+    wanted = torch.polar((size + 1e-7) ** 0.3, target.angle())
+    complex_ = (small - wanted).abs().mean()
+    return {"magnitude": magnitude, "complex": complex_}
+
+
+@torch.no_grad()
+def phase_match(log: Tensor, phase: Tensor, target: Tensor) -> float:
+    """Cosine of the phase error, weighted by magnitude: 1 is perfect, 0 is chance."""
+    size = target.abs()
+    return float((torch.cos(phase - target.angle()) * size).sum() / size.sum())
+
+
+def train(units: Units, folder: Path, steps: int, seed: int) -> Detokenizer:
+    """Train, or go on, to `steps`; the state is kept in `folder` every 200."""
+    torch.manual_seed(seed)
+    model = Detokenizer()
+    training = Training(model, PLAN)
+    state = folder / "detokenizer.safetensors"
+    if state.exists():
+        training.load(state)
+    start, first = time.process_time(), training.step
+    while training.step < steps:
+        codes, samples = draw_batch(units, seed, training.step)
+        with torch.autocast("cpu", torch.bfloat16):
+            log, phase = model(codes)
+        target = spectra(samples)
+        losses = loss_of(log, phase, target)
+        training.update(losses["magnitude"] + 2 * losses["complex"], training.step / steps)
+        if training.step % 20 == 0:
+            told = " ".join(f"{k} {v.item():.3f}" for k, v in losses.items())
+            rate = (time.process_time() - start) / (training.step - first)
+            match = phase_match(log, phase, target)
+            print(f"{training.step} {told} phase {match:.3f} {rate:.2f} s/step", flush=True)
+        if training.step % 200 == 0:
+            training.save(state)
+    training.save(state)
+    training.use_averages()
+    return model
+
+
+def save(model: Detokenizer, folder: Path) -> None:
+    """audio_detokenizer/ in the published layout, bf16."""
+    from lfm2_mm.weights import write
+
+    tensors: Mapping[str, Tensor] = {
+        name: t.float() if name == "istft.window" else t.bfloat16()
+        for name, t in model.published().items()
+    }
+    write(folder, dict(tensors), {"config.json": settings()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    model = train(Units.load(args.run / "units.npz"), args.run, args.steps, args.seed)
+    save(model, args.run / "audio_detokenizer")
+
+
+if __name__ == "__main__":
+    main()
