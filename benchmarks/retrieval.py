@@ -5,11 +5,16 @@ Two tables: scoring 1,000 documents for one query ("rerank"), and finding the be
 
     python -m benchmarks.retrieval rerank
     python -m benchmarks.retrieval search --documents 3000
+
+Building takes minutes and may share the machine, searching takes seconds and must not: with --keep
+FOLDER indexes stay where they are, --stage build stops there, and a later run searches them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import statistics
 import sys
@@ -39,12 +44,14 @@ def main() -> None:
     asked.add_argument("--rounds", type=int, default=15)
     asked.add_argument("--patience", type=float, default=600, help="seconds an index may take")
     asked.add_argument("--only", default="", help="names or beginnings of names, with commas")
+    asked.add_argument("--keep", type=Path, help="folder for indexes: what is there is not rebuilt")
+    asked.add_argument("--stage", choices=["build", "search"], default="search")
     args = asked.parse_args()
     print(f"{processor()}, {THREADS} threads, load {os.getloadavg()[0]:.1f} at the start")
     if args.table == "rerank":
         rerank(chosen(engines.RERANK, args.only), args.rounds)
     else:
-        search(chosen(engines.SEARCH, args.only), args.documents, args.queries, args.patience)
+        search(chosen(engines.SEARCH, args.only), args)
 
 
 def chosen(table: dict[str, Any], only: str) -> dict[str, Any]:
@@ -76,58 +83,83 @@ def rerank(table: dict[str, Any], rounds: int) -> None:
         peer.close()
 
 
-def search(table: dict[str, Any], documents: int, queries: int, patience: float) -> None:
-    truth = best(documents, queries)
-    print(f"{documents:,} documents of 180 to 220 vectors, {queries} queries, dim {DIM}")
+def search(table: dict[str, Any], args: argparse.Namespace) -> None:
+    truth = best(args.documents, args.queries, args.keep)
+    print(f"{args.documents:,} documents of 180 to 220 vectors, {args.queries} queries, dim {DIM}")
     print(
         f"{'engine, setting':30}   build s  disk MB  peak MB of build, search  recall@10"
         "   p50 ms   p95 ms"
     )
     for name, engine in table.items():
-        with tempfile.TemporaryDirectory() as folder:
+        with kept(args.keep, f"{name}-{args.documents}") as folder:
             try:
-                for setting, row in searched(engine, folder, documents, queries, patience, truth):
-                    told = f"{name}, {setting}" if setting else name
-                    print(f"{told:30} {row}", flush=True)
+                built = build(engine, folder, args.documents, args.patience)
+                told = f"{built['seconds']:9.1f} {built['bytes'] / 1e6:8.0f}"
+                told = f"{told} {built['peak'] / 1e6:17.0f},"
+                if args.stage == "build":
+                    print(f"{name:30} {told}", flush=True)
+                    continue
+                for setting, row in searched(engine, folder, args, truth):
+                    shown = f"{name}, {setting}" if setting else name
+                    print(f"{shown:30} {told} {row}", flush=True)
             except PeerDied as why:
                 print(f"{name}: {why}", flush=True)
 
 
+@contextlib.contextmanager
+def kept(root: Path | None, name: str) -> Iterator[Path]:
+    """A folder of an engine's own: one that stays, or one that goes."""
+    if root is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    folder = root / name.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+
+
+def build(engine: Any, folder: Path, documents: int, patience: float) -> dict[str, float]:
+    """What building took; an index that is there already is not built again."""
+    told = folder / "built.json"
+    if not told.exists():
+        (folder / "index").mkdir(exist_ok=True)
+        builder = Peer(engine, str(folder / "index"), documents, "build", patience=patience)
+        try:
+            told.write_text(json.dumps(builder.answer()), encoding="utf-8")
+        finally:
+            builder.close()
+    found: dict[str, float] = json.loads(told.read_text(encoding="utf-8"))
+    return found
+
+
 def searched(
-    engine: Any, folder: str, documents: int, queries: int, patience: float, truth: np.ndarray
+    engine: Any, folder: Path, args: argparse.Namespace, truth: np.ndarray
 ) -> Iterator[tuple[str, str]]:
-    """Builds in one process and searches in another, as a user does on another day."""
-    builder = Peer(engine, folder, documents, "build", patience=patience)
-    try:
-        built = builder.answer()
-    finally:
-        builder.close()
-    reader = Peer(engine, folder, documents, "search", patience=patience)
+    """Searches in another process than the one that built, as a user does on another day."""
+    reader = Peer(engine, str(folder / "index"), args.documents, "search", patience=args.patience)
     try:
         for setting in reader.answer():
             found, took, peak = [], [], 0.0
-            for query in range(queries):
+            for query in range(args.queries):
                 seconds, ids, peak = reader.ask(setting, query)
                 took.append(1e3 * seconds)
                 found.append(ids)
             recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)])
             p50, p95 = np.percentile(took, [50, 95])
-            told = (
-                f"{built['seconds']:9.1f} {built['bytes'] / 1e6:8.0f} {built['peak'] / 1e6:17.0f},"
-            )
-            yield setting, f"{told} {peak / 1e6:6.0f} {recall:10.3f} {p50:8.1f} {p95:8.1f}"
+            yield setting, f"{peak / 1e6:6.0f} {recall:10.3f} {p50:8.1f} {p95:8.1f}"
     finally:
         reader.close()
 
 
-def best(documents: int, queries: int) -> np.ndarray:
+def best(documents: int, queries: int, root: Path | None) -> np.ndarray:
     """Truth, kept from one run to the next: it takes longer than what is measured."""
-    kept = Path(tempfile.gettempdir()) / f"clustered-{documents}-{queries}.npy"
-    if not kept.exists():
+    there = (root or Path(tempfile.gettempdir())) / f"clustered-{documents}-{queries}.npy"
+    if not there.exists():
         print("exact MaxSim over all, for the truth", file=sys.stderr)
         data = Clustered(documents)
-        np.save(kept, data.best([data.query(number) for number in range(queries)]))
-    return np.load(kept)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        np.save(there, data.best([data.query(number) for number in range(queries)]))
+    return np.load(there)
 
 
 def opened(wanted: dict[str, tuple[Any, Any]]) -> dict[str, Peer]:
