@@ -1,0 +1,244 @@
+"""Trains nano-vl, the bundled vision checkpoint, on pictures it draws itself.
+
+    python recipes/nano_vl.py --data DIR [--minutes 120] [--out runs/nano_vl]
+
+First the tower alone learns which character covers each small cell (without that, reading does not
+begin in any time a CPU has), then all of it learns to answer. The rate stays level, so that a run
+can go on for as long as there is time; `--finish N` lets it fall to nothing in N steps, on a copy
+of the state, and writes the checkpoint. An interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from nano_vl_batches import Batches, Part, chat, vocabulary
+from nano_vl_model import (
+    NanoVL,
+    Shape,
+    cross_entropy_of_labels,
+    full_attention_precision,
+)
+from nano_vl_scenes import Gallery
+from nano_vl_tokens import Scribe, make_tokenizer
+from nano_vl_training import Training
+from nano_vl_words import TRAINING_FONTS, Lexicon, load_words
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+
+from lfm2_mm.errors import BadInput
+
+SAVE_EVERY = 180  # seconds
+BLANK_CELL, BLANK_PATCH = 0.25, 0.25
+RAMP = 100  # steps
+APART = 150  # steps after the warm-up
+# What a run may change when it goes on.
+FREE = ("data", "out", "minutes", "steps", "finish", "report", "threads", "device")
+
+
+class Loss:
+    """Answers' cross-entropy, and that of labels under the tower."""
+
+    def __init__(self, model: NanoVL, opening: list[int], device: str) -> None:
+        self.model, self.device = model, device
+        self.opening = torch.tensor(opening, device=device)
+
+    def __call__(self, part: Part, apart: bool = False) -> tuple[Tensor, dict[str, float]]:
+        """`apart`: answers teach the backbone but not yet the tower, which knows better."""
+        seen, loss, told = None, torch.zeros((), device=self.device), {}
+        with torch.autocast(self.device, torch.bfloat16):
+            if part.patches is not None:
+                features = self.model.see(part.patches.to(self.device), part.rows, part.columns)
+                loss, told = self.labels(part, features)
+                if part.ids is not None:
+                    shown = features.detach() if apart else features
+                    seen = self.model.vision.projector(shown, part.rows, part.columns)
+            if part.ids is not None and part.answers is not None:
+                answer, right = self.answers(part, seen)
+                loss, told = loss + answer, told | {"answer": answer.item(), "token": right}
+        return loss, told
+
+    def labels(self, part: Part, features: Tensor) -> tuple[Tensor, dict[str, float]]:
+        assert part.cells is not None and part.kinds is not None and part.colours is not None
+        alone = part.ids is None
+        cells = part.cells.to(self.device)
+        logits = self.model.cells(features).view(*cells.shape, -1)
+        loss = cross_entropy_of_labels(logits, cells, BLANK_CELL) * (1.0 if alone else 0.5)
+        told = {}
+        if (cells > 0).any():
+            inked = cells > 0
+            right = (logits.detach().argmax(-1) == cells)[inked].float().mean()
+            told = {"cells": right.item()}
+        if part.kinds.any() or part.colours.any():
+            for head, labels in (
+                (self.model.kinds, part.kinds),
+                (self.model.colours, part.colours),
+            ):
+                loss = loss + 0.4 * cross_entropy_of_labels(
+                    head(features), labels.to(self.device), BLANK_PATCH
+                )
+        return loss, told
+
+    def answers(self, part: Part, seen: Tensor | None) -> tuple[Tensor, float]:
+        assert part.ids is not None and part.answers is not None
+        ids, answers = part.ids.to(self.device), part.answers.to(self.device)
+        hidden = self.model.read(self.opening, seen, ids)
+        wanted = ids[:, 1:][answers[:, 1:]]
+        logits = self.model.backbone.logits(hidden[:, :-1][answers[:, 1:]]).float()
+        right = (logits.detach().argmax(-1) == wanted).float().mean()
+        return F.cross_entropy(logits, wanted), right.item()
+
+
+class Means:
+    """Running means of what parts tell, by part and quantity."""
+
+    def __init__(self, keep: float = 0.97) -> None:
+        self.keep, self.values = keep, dict[str, float]()
+
+    def add(self, name: str, told: dict[str, float]) -> None:
+        for key, value in told.items():
+            old = self.values.get(f"{name}.{key}", value)
+            self.values[f"{name}.{key}"] = self.keep * old + (1 - self.keep) * value
+
+    def __str__(self) -> str:
+        return " ".join(f"{key} {value:.3f}" for key, value in sorted(self.values.items()))
+
+
+def prepare(args: argparse.Namespace) -> tuple[Batches, Tokenizer]:
+    gallery, talk = Gallery(args.data), chat(args.data)
+    path = args.out / "tokenizer.json"
+    if not path.exists():
+        path.write_text(make_tokenizer(vocabulary(gallery, talk)).to_str(), encoding="utf-8")
+    tokenizer = Tokenizer.from_file(str(path))
+    words, _ = load_words(args.data)
+    lexicon = Lexicon(words, TRAINING_FONTS)
+    batches = Batches(
+        lexicon, gallery, Scribe(tokenizer), talk, args.seed, args.warm_up, args.horizon
+    )
+    return batches, tokenizer
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Note the run's settings in its folder, or refuse to go on with other ones."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    settings = {key: str(value) for key, value in vars(args).items() if key not in FREE}
+    path = args.out / "run.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise BadInput(f"{args.out} holds a run with other settings ({path}); choose another --out")
+    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
+def train(args: argparse.Namespace, say: Callable[[str], None]) -> Training:
+    """One run, from where its state is."""
+    torch.manual_seed(args.seed)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settle(args)
+    batches, tokenizer = prepare(args)
+    shape = Shape(args.tower, args.tower_layers, 2 * args.hidden, args.hidden, args.layers,
+                  3 * args.hidden)  # fmt: skip
+    model = NanoVL(shape, tokenizer.get_vocab_size(), args.seed).to(args.device)
+    training = Training(model, args.rate, args.rest_rate)
+    state = args.out / ("finish.safetensors" if args.finish else "state.safetensors")
+    if args.finish and not state.exists():
+        shutil.copy(args.out / "state.safetensors", state)
+    spent, begun = 0.0, 0
+    if state.exists():
+        notes = training.load(state)
+        spent, begun = float(notes["seconds"]), int(notes.get("begun", training.step))
+        say(f"resumed at step {training.step}, after {spent / 60:.1f} minutes of processor time")
+    begun = begun or training.step
+    count = sum(
+        p.numel() for n, p in training.named.items() if n.startswith(("vision", "backbone"))
+    )
+    say(f"{count / 1e6:.2f} M parameters, vocabulary {tokenizer.get_vocab_size()}")
+    run(args, training, Loss(model, batches.scribe.opening, args.device), batches,
+        state, spent, begun, say)  # fmt: skip
+    return training
+
+
+def factor(args: argparse.Namespace, step: int, begun: int) -> float:
+    """The rate's: a ramp up after each start of something new, level, down to 0 where it ends."""
+    up = min(1.0, (step + 1) / RAMP, max(0.3, (step - args.warm_up + 1) / RAMP)
+             if step >= args.warm_up else 1.0)  # fmt: skip
+    return up * max(0.0, 1 - (step - begun) / args.finish) if args.finish else up
+
+
+def run(
+    args: argparse.Namespace, training: Training, loss_of: Loss, batches: Batches, state: Path,
+    spent: float, begun: int, say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Steps until time or steps are used up. Whatever ends the loop, the state is saved."""
+    start, saved, means = time.process_time(), time.monotonic(), Means()
+    last = begun + args.finish if args.finish else args.steps
+
+    def save() -> None:
+        seconds = spent + time.process_time() - start
+        training.save(state, {"seconds": f"{seconds:.1f}", "begun": str(begun)})
+
+    try:
+        with full_attention_precision():
+            while True:
+                seconds = spent + time.process_time() - start
+                done = training.step >= last if last else seconds > 60 * args.minutes
+                if done:
+                    break
+                for part in batches.step(training.step):
+                    loss, told = loss_of(part, training.step < args.warm_up + APART)
+                    if not torch.isfinite(loss):
+                        raise FloatingPointError(f"loss {loss.item()} at step {training.step}")
+                    loss.backward()
+                    means.add(part.name, told | {"loss": loss.item()})
+                norm = training.update(factor(args, training.step, begun))
+                if training.step % args.report == 0:
+                    say(f"step {training.step} ({seconds / 60:.1f} min) norm {norm:.2f} {means}")
+                if time.monotonic() - saved > SAVE_EVERY:
+                    save()
+                    saved = time.monotonic()
+    finally:
+        save()
+
+
+def parser() -> argparse.ArgumentParser:
+    words = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = words.add_argument
+    add("--data", type=Path, required=True, help="folder that holds vision/ and text/")
+    add("--out", type=Path, default=Path("runs/nano_vl"))
+    add("--minutes", type=float, default=120, help="of processor time; 120")
+    add("--steps", type=int, help="train so many steps in all: reproducible")
+    add("--finish", type=int, default=0, help="let the rate fall to 0 in so many steps")
+    add("--warm-up", type=int, default=1200, help="steps of the tower alone")
+    add("--horizon", type=int, default=4000, help="steps until large pictures have their share")
+    add("--seed", type=int, default=0)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=int, help="of torch; 1 where others use the processor too")
+    add("--tower", type=int, default=192)
+    add("--tower-layers", type=int, default=5)
+    add("--hidden", type=int, default=192)
+    add("--layers", default="cacaca", help="c: convolution, a: attention")
+    add("--rate", type=float, default=4e-3, help="of hidden matrices (Muon)")
+    add("--rest-rate", type=float, default=2e-3, help="of all else (AdamW)")
+    add("--report", type=int, default=20, help="steps between two lines")
+    return words
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt  # so that a plain kill, too, leaves the state saved
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, stop)
+    args = parser().parse_args()
+    train(args, lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", flush=True))
+
+
+if __name__ == "__main__":
+    main()
