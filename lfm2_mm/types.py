@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
     import numpy as np
     import torch
 
@@ -18,15 +22,67 @@ class Text:
     text: str
 
 
+class Pixels(Protocol):
+    """Where a picture's pixels come from."""
+
+    def decode(self, height: int, width: int) -> np.ndarray: ...
+
+    def key(self) -> str: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Image:
-    pixels: np.ndarray  # (height, width, 3) uint8 RGB, upright
+    """A picture. Its size, upright, is known at once; its pixels are decoded when asked for."""
+
+    height: int  # pixels
+    width: int
+    source: Pixels
+    remarks: tuple[str, ...] = ()  # what a person should know, such as: only the first frame
+
+    @classmethod
+    def open(cls, given: object) -> Image:
+        """The picture in a path, bytes, PIL image, numpy array or data URL. Raises BadPicture."""
+        from lfm2_mm import pictures
+
+        return pictures.open_picture(given)
+
+    def decode(self, height: int = 0, width: int = 0) -> np.ndarray:
+        """(h, w, 3) uint8 sRGB, upright, decoded anew. Raises BadPicture for damaged data.
+
+        All pixels; or, where at least `height` x `width` are asked, fewer if that is faster.
+        """
+        return self.source.decode(height, width)
+
+    @cached_property
+    def key(self) -> str:
+        """The same for the same content, to find again what was computed of it."""
+        return self.source.key()
 
 
 @dataclass(frozen=True, eq=False)
 class Audio:
     samples: np.ndarray  # (n,) float32, mono, -1..1
     rate: int  # Hz
+
+    @classmethod
+    def open(cls, source: object, rate: int | None = None) -> Audio:
+        """The recording in a path, bytes, an open binary file, or an array with its `rate`.
+
+        Channels are averaged. Raises Unreadable, BadInput (lfm2_mm/sounds.py has the limits).
+        """
+        from lfm2_mm.sounds import open_recording
+
+        return open_recording(source, rate)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write .wav (16 bit), .flac, .ogg or .mp3; the file appears whole or not at all."""
+        from lfm2_mm.sounds import save_recording
+
+        return save_recording(self, path)
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate
 
 
 Part = Text | Image | Audio
