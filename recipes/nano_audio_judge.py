@@ -21,7 +21,7 @@ ALIKE = {"to": "two", "too": "two", "for": "four", "won": "one", "eye": "i", "hi
 
 
 class Judge:
-    """Hears words of `words` and no others; those that its dictionary lacks are told in `unknown`."""
+    """Hears words of `words` and no others; `unknown` are those that its dictionary lacks."""
 
     def __init__(self, words: Sequence[str]) -> None:
         from pocketsphinx import Decoder, NGramModel, get_model_path

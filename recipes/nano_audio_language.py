@@ -65,7 +65,7 @@ TALK: dict[str, tuple[tuple[str, ...], str]] = {
         "we close at nine in the evening.",
     ),
     "menu": (
-        ("what do you have", "what coffee do you have", "can I see the menu", "what is on the menu"),
+        ("what do you have", "what coffee do you have", "can I see the menu", "tell me the menu"),
         "we have americano, cappuccino, espresso, latte, mocha and iced coffee.",
     ),
     "repeat": (

@@ -7,6 +7,7 @@ envelopes. Everything that is said later is units side by side.
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nano_audio_judge import Judge, same
 from nano_audio_language import LETTERS, draw_reply, lexicon, words_of
 from nano_audio_voice import (
     BANDS,
     FLOOR,
     PARTS,
     PERIODS,
+    RATE,
     Flite,
     Frames,
     analyse,
@@ -30,11 +33,13 @@ from nano_audio_voice import (
 
 BOOKS, CODES = 4, 512  # codebooks, codes in each; book 0 uses few of its codes
 PAUSES = {",": 2, ".": 3, "?": 3}  # frames
-SPOKEN = dict(zip(LETTERS, ("ay bee see dee ee eff gee aitch eye jay kay ell em en oh pee cue are "
-                            "ess tee you vee double_you ex why zee").split(), strict=True))  # fmt: skip
+NAMES = """ay bee see dee ee eff gee aitch eye jay kay ell em en oh pee cue are ess tee you vee
+double_you ex why zee"""
+SPOKEN = dict(zip(LETTERS, NAMES.split(), strict=True))
 CARRIERS = ("the {} is here.", "I said {} again.", "it was {} today.")
 VOICING = 2.0  # weight of a voicing flag beside an envelope's 48 bands
 COMPONENTS = 64
+CANDIDATES, CONTEXTS = 7, 4  # renderings tried of a word, phrases in which each is tried
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,15 @@ class Units:
         periods = np.where(codes[:, 0] > 0, codes[:, 0] + PERIODS[0] - 1, 0)
         voiced = (parts[..., BANDS] > VOICING / 2) & (periods > 0)[:, None]
         return Frames(periods, voiced, parts[..., :BANDS].astype(np.float32))
+
+    def encode(self, frames: Frames) -> np.ndarray:
+        """Codes (n, 4) nearest to the frames."""
+        left = vectors(frames) - self.centre
+        picks = [np.where(frames.periods > 0, frames.periods - PERIODS[0] + 1, 0)]
+        for table in self.means:
+            picks.append(nearest(left, table))
+            left = left - table[picks[-1]]
+        return np.stack(picks, 1)
 
     def say(self, text: str) -> np.ndarray:
         """Codes (n, 4) of a text all of whose words are known."""
@@ -73,15 +87,19 @@ class Units:
 
 
 def make_units(seed: int = 0, replies: int = 700, tell: Callable[[str], None] = print) -> Units:
-    """Speak a corpus, cut it, choose a rendering of every word, and find codes for the frames."""
+    """Speak a corpus, cut it, find codes for the frames, and choose a rendering of every word."""
     said = record(seed, replies, tell)
     missing = [word for word in lexicon() if word not in said]
     if missing:
         raise ValueError(f"never heard in the corpus: {missing}")
-    chosen = {word: medoid(said[word]) for word in lexicon()}
-    tell(f"{len(chosen)} words, {sum(len(f) for f in chosen.values())} frames")
-    chosen |= {mark: silence(count) for mark, count in PAUSES.items()}
-    return encode(chosen, [f for many in said.values() for f in many], seed, tell)
+    ranked = {word: by_nearness(said[word])[:CANDIDATES] for word in lexicon()}
+    first = [times[0] for times in ranked.values()] + [silence(n) for n in PAUSES.values()]
+    tell(f"{len(ranked)} words, {sum(len(f) for f in first)} frames")
+    units = fit(first, [f for many in said.values() for f in many], seed, tell)
+    codes = {word: [units.encode(f) for f in times] for word, times in ranked.items()}
+    pauses = {mark: units.encode(silence(count)) for mark, count in PAUSES.items()}
+    start = Units({w: c[0] for w, c in codes.items()} | pauses, units.means, units.centre)
+    return choose(start, codes, seed, tell)
 
 
 def record(seed: int, replies: int, tell: Callable[[str], None]) -> dict[str, list[Frames]]:
@@ -133,15 +151,19 @@ def merged(times: list[tuple[str, float, float]]) -> list[tuple[str, float, floa
     return out
 
 
-def medoid(times: Sequence[Frames]) -> Frames:
-    """Of the renderings of the commonest length, the one nearest to all others."""
+def by_nearness(times: Sequence[Frames]) -> list[Frames]:
+    """Renderings, those first that lie nearest to all others of the commonest length."""
     lengths = [len(f) for f in times]
     common = max(set(lengths), key=lambda n: (lengths.count(n), n))
-    same = [f for f in times if len(f) == common]
-    flat = np.stack([vectors(f).ravel() for f in same])
-    distance = np.abs(flat[:, None] - flat[None]).mean(-1).sum(1) if len(same) < 60 else np.abs(
-        flat - np.median(flat, axis=0)).mean(-1)  # fmt: skip
-    return same[int(distance.argmin())]
+    middle = np.median([vectors(f) for f in times if len(f) == common], axis=0)
+
+    def distance(frames: Frames) -> float:
+        if len(frames) != common:
+            return np.inf
+        return float(np.abs(vectors(frames) - middle).mean())
+
+    rest = sorted((f for f in times if len(f) != common), key=lambda f: abs(len(f) - common))
+    return sorted((f for f in times if len(f) == common), key=distance)[: CANDIDATES - 2] + rest
 
 
 def vectors(frames: Frames) -> np.ndarray:
@@ -155,34 +177,63 @@ def vectors(frames: Frames) -> np.ndarray:
 LOUDEST = 1.5  # log amplitude of flite's strongest band
 
 
-def encode(
-    chosen: Mapping[str, Frames], corpus: Sequence[Frames], seed: int, tell: Callable[[str], None]
+def fit(
+    chosen: Sequence[Frames], corpus: Sequence[Frames], seed: int, tell: Callable[[str], None]
 ) -> Units:
-    """Codes for the chosen renderings; the codebooks are fitted on them and on the corpus."""
-    units = np.concatenate([vectors(f) for f in chosen.values()])
+    """Codebooks 1 to 3, fitted on the first choice of every word and on some of the corpus."""
+    units = vectors(joined(list(chosen)))
     rest = vectors(joined(list(corpus)))
     keep = np.random.default_rng(seed).permutation(len(rest))[: 2 * len(units)]
     data = np.concatenate([units, units, rest[keep]])
     centre = data.mean(0)
     _, _, axes = np.linalg.svd(data - centre, full_matrices=False)
-    axes = axes[:COMPONENTS]
-    left = (data - centre) @ axes.T
-    target = (units - centre) @ axes.T
-    means, picks = [], []
+    left = (data - centre) @ axes[:COMPONENTS].T
+    means = []
     for book in range(BOOKS - 1):
         table = kmeans(left, CODES, seed + book)
         left = left - table[nearest(left, table)]
-        pick = nearest(target, table)
-        target = target - table[pick]
-        means.append(table @ axes)
-        picks.append(pick)
-        tell(f"book {book + 1}: {np.abs(target @ axes).mean():.3f} nats left")
-    periods = np.concatenate([f.periods for f in chosen.values()])
-    zero = np.where(periods > 0, periods - PERIODS[0] + 1, 0)
-    codes = np.stack([zero, *picks], 1)
-    ends = np.cumsum([len(f) for f in chosen.values()])
-    split = dict(zip(chosen, np.split(codes, ends[:-1]), strict=True))
-    return Units(split, np.stack(means).astype(np.float32), centre.astype(np.float32))
+        means.append(table @ axes[:COMPONENTS])
+        tell(f"book {book + 1}: {np.abs(left @ axes[:COMPONENTS]).mean():.3f} nats left")
+    return Units({}, np.stack(means).astype(np.float32), centre.astype(np.float32))
+
+
+def choose(
+    units: Units, codes: Mapping[str, Sequence[np.ndarray]], seed: int, tell: Callable[[str], None]
+) -> Units:
+    """Of each word's candidates, the one that a recogniser hears right most often among others."""
+    judge = Judge(lexicon())
+    best = dict(units.codes)
+    kept = {}
+    for number, (word, candidates) in enumerate(codes.items()):
+        phrases = contexts(word, list(codes), random.Random(f"{seed}/{word}"))
+        scores: list[int] = []
+        for candidate in candidates:
+            tried = Units(best | {word: candidate}, units.means, units.centre)
+            wrong = sum(heard_wrong(judge, tried, word, phrase) for phrase in phrases)
+            scores.append(wrong)
+            if wrong == 0:
+                break
+        place = int(np.argmin(scores))
+        best[word], kept[word] = candidates[place], scores[place]
+        if number % 50 == 49:
+            tell(f"{number + 1} of {len(codes)} words chosen")
+    bad = {word: wrong for word, wrong in kept.items() if wrong > CONTEXTS // 2}
+    tell(f"{sum(kept.values())} of {CONTEXTS * len(kept)} heard wrong; worst: {bad}")
+    return Units(best, units.means, units.centre)
+
+
+def contexts(word: str, words: Sequence[str], draw: random.Random) -> list[list[str]]:
+    """Phrases of three other words with `word` at their beginning, inside, and at their end."""
+    phrases = [draw.sample(words, 3) for _ in range(CONTEXTS)]
+    for number, phrase in enumerate(phrases):
+        phrase.insert(number % 4, word)
+    return phrases
+
+
+def heard_wrong(judge: Judge, units: Units, word: str, phrase: Sequence[str]) -> bool:
+    heard = judge.hear(units.sound(" ".join(phrase) + "."), RATE)
+    name = SPOKEN.get(word, word).replace("double_you", "W")
+    return same(name) not in {same(h) for h in heard} and same(word) not in {same(h) for h in heard}
 
 
 def kmeans(data: np.ndarray, count: int, seed: int, rounds: int = 15) -> np.ndarray:
@@ -206,3 +257,15 @@ def nearest(data: np.ndarray, table: np.ndarray) -> np.ndarray:
     rows = [np.argmin(square - 2 * part @ table.T, axis=1)
             for part in np.array_split(data, max(1, len(data) // 4096))]  # fmt: skip
     return np.concatenate(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    make_units(args.seed).save(args.run / "units.npz")
+
+
+if __name__ == "__main__":
+    main()
