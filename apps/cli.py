@@ -17,6 +17,7 @@ from lfm2_mm.errors import LfmError
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # wrong usage is argparse's own 2
 MODES = ("hybrid", "colbert", "lexical")
 CODECS = ("int8", "4bit", "2bit", "float16")
+PRESETS = ("reference", "fast", "balanced", "quality")
 SHAPES = ("LFM2-350M", "LFM2-700M", "LFM2-1.2B", "LFM2-2.6B", "LFM2-8B-A1B")
 
 
@@ -167,7 +168,14 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for add in (_about_checkpoints, _about_chat, _about_index, _about_measures, _about_demo):
+    for add in (
+        _about_checkpoints,
+        _about_chat,
+        _about_see,
+        _about_index,
+        _about_measures,
+        _about_demo,
+    ):
         add(lambda name, run, text: _verb(verbs, name, run, text))
     return top
 
@@ -216,6 +224,29 @@ def _about_chat(add: Add) -> None:
         "--active-experts", type=whole(1), metavar="N", help="experts per token of a MoE"
     )
     _generating(chat)
+
+
+def _about_see(add: Add) -> None:
+    see = add("see", "apps.verbs.see:see", "ask about pictures, or tell what they would cost")
+    see.add_argument("pictures", nargs="+", metavar="PICTURE")
+    see.add_argument(
+        "--plan", action="store_true", help="only tell the crops and tokens; loads no model"
+    )
+    see.add_argument(
+        "--image-tokens", type=whole(1), metavar="N", help="at most so many for each picture"
+    )
+    see.add_argument(
+        "--shared", action="store_true", help="--image-tokens are for all pictures together"
+    )
+    see.add_argument(
+        "--tiles", type=whole(1), metavar="N", help="at most so many of 512 x 512; 1 never cuts"
+    )
+    see.add_argument(
+        "--preset", choices=PRESETS,
+        help="reference: the published rule and pixels; fast: 64 tokens; balanced: 256 (default); "
+        "quality: all that a picture is worth",
+    )  # fmt: skip
+    _model_flag(see, None, "whose image settings (default: the published ones)")
 
 
 def _about_index(add: Add) -> None:

@@ -6,7 +6,7 @@ Integers and the checkpoint's settings only. Knows no budget, no pixels, no file
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from lfm2_mm.errors import BadInput
@@ -64,6 +64,10 @@ class ImageRule:
     @property
     def tile_tokens(self) -> int:
         return (self.tile // self.cell) ** 2
+
+    def capped(self, tiles: int) -> ImageRule:
+        """These settings with at most so many tiles; 1: pictures are never cut."""
+        return replace(self, max_tiles=tiles, min_tiles=min(self.min_tiles, tiles))
 
     def whole(self, height: int, width: int) -> Size:
         """The size at which the whole picture is shown in one crop, alone or as a thumbnail.

@@ -22,14 +22,13 @@ class TokenBudget:
     """One dial: the most image tokens a picture may cost, tiles and thumbnail included.
 
     `tokens` None: as many as the picture is worth, which is what the published rule would spend.
-    `shared`: for all pictures of a prompt together, else for each. Structural tokens (start, end,
-    row and column marks) come on top.
+    Structural tokens (start, end, row and column marks) come on top.
     """
 
     tokens: int | None = None
     tiles: int | None = None  # at most so many; 1: never cut
-    shared: bool = False
-    exact: bool = False  # pixels exactly as the reference computes them, whatever that costs
+    shared: bool = False  # `tokens` are for all pictures of a prompt together, not for each
+    exact: bool = False  # as the reference does: its pixels and, without `tokens`, its plan
 
     def __post_init__(self) -> None:
         for name, value in (("tokens", self.tokens), ("tiles", self.tiles)):
@@ -37,8 +36,8 @@ class TokenBudget:
                 raise BadInput(f"a budget of {value!r} {name}; it must be a whole number from 1 up")
 
 
-PRESETS: dict[str, TokenBudget | None] = {
-    "reference": None,  # the published rule, and the reference's pixels
+PRESETS = {
+    "reference": TokenBudget(exact=True),  # the published rule, and the reference's pixels
     "fast": TokenBudget(64),  # a glance: what is it, which colour, where
     "balanced": TokenBudget(256),  # one crop of the most tokens: 512 x 512 pixels
     "quality": TokenBudget(),  # all that the published rule would show
@@ -147,13 +146,13 @@ def plan_tiles(
     """
     if height < 1 or width < 1:
         raise BadInput(f"a picture of {width} x {height} pixels is empty")
-    if budget is None:
-        grid, whole = _published(height, width, rule)
-        plan = TilePlan(height, width, grid, whole, 0, rule, exact=True)
-        return replace(plan, worth=plan.tokens)
-    budget = budget if isinstance(budget, TokenBudget) else TokenBudget(budget)
-    tiles = budget.tiles or rule.max_tiles
-    grid, whole = ladder.choose(height, width, WITHOUT_LIMIT, tiles, rule)
+    if not isinstance(budget, TokenBudget):
+        budget = PRESETS["reference"] if budget is None else TokenBudget(budget)
+    tiles = min(budget.tiles or rule.max_tiles, rule.max_tiles)
+    if budget.exact and budget.tokens is None:
+        grid, whole = _published(height, width, rule.capped(tiles))
+    else:
+        grid, whole = ladder.choose(height, width, WITHOUT_LIMIT, tiles, rule)
     best = TilePlan(height, width, grid, whole, 0, rule, budget.exact)
     best = replace(best, worth=best.tokens)
     if budget.tokens is None or budget.tokens >= best.worth:
