@@ -6,26 +6,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from retrieval.batches import encode_segment
     from retrieval.encoder import Encoder, fingerprint_of, open_encoder
     from retrieval.evaluation import Evaluation, evaluate
     from retrieval.fusion import Fusion
     from retrieval.index import Index, open
     from retrieval.recall import Recall
     from retrieval.scoring import maxsim
-    from retrieval.types import Damage, Hit, Info, Match, Progress, Report, Skipped, Source
+    from retrieval.types import (
+        Batch,
+        Damage,
+        Hit,
+        Info,
+        Match,
+        Progress,
+        Report,
+        Skipped,
+        Source,
+    )
 
 _HOMES = {
+    "batches": ("encode_segment",),
     "encoder": ("Encoder", "fingerprint_of", "open_encoder"),
     "evaluation": ("Evaluation", "evaluate"),
     "fusion": ("Fusion",),
     "index": ("Index", "open"),
     "scoring": ("maxsim",),
     "recall": ("Recall",),
-    "types": ("Damage", "Hit", "Info", "Match", "Progress", "Report", "Skipped", "Source"),
+    "types": (
+        "Batch",
+        "Damage",
+        "Hit",
+        "Info",
+        "Match",
+        "Progress",
+        "Report",
+        "Skipped",
+        "Source",
+    ),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Batch",
     "Damage",
     "Encoder",
     "Evaluation",
@@ -39,6 +62,7 @@ __all__ = [
     "Report",
     "Skipped",
     "Source",
+    "encode_segment",
     "evaluate",
     "fingerprint_of",
     "maxsim",

@@ -308,6 +308,11 @@ class Catalog:
             return str(why)
         return None
 
+    def unreadable(self) -> list[Unread]:
+        """The states of files that could not be read."""
+        query = "SELECT source, size, mtime_ns, why FROM skipped ORDER BY source"
+        return [Unread(*row) for row in self._all(query)]
+
     def _insert(self, document: NewDocument, generation: int) -> None:
         d = document
         self._connection.execute(

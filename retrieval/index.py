@@ -23,7 +23,7 @@ from retrieval.fusion import OF_ENCODER, Fusion
 from retrieval.ranking import Query, View, ranked
 from retrieval.reading import Reader
 from retrieval.rows import Row
-from retrieval.storage import Manifest
+from retrieval.storage import Manifest, Stamp
 from retrieval.types import MODES, Damage, Hit, Info, Match, Mode, Progress, Report, Source
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Index:
         from retrieval.update import look, nothing_indexed, update
 
         roots = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-        meta = _checked(meta or {})
+        meta = checked_meta(meta or {})
         files = look(roots, self.folder)
         if not files and not prune:
             raise nothing_indexed(roots, [])
@@ -132,8 +132,33 @@ class Index:
         """Add (source, text, title), or bring those up to date whose text or title changed."""
         from retrieval.update import add_texts
 
-        with self._run(_checked(meta or {}), progress) as (run, reported):
+        with self._run(checked_meta(meta or {}), progress) as (run, reported):
             add_texts(run, texts)
+        return reported()
+
+    def attach(
+        self,
+        segments: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Report:
+        """Take over the documents of segment folders, as `retrieval.encode_segment` makes them.
+
+        Each folder in one publication; its vectors are copied, nothing is encoded. A source that
+        the index has in another state is replaced, one that it has as it is stays: attaching twice
+        changes nothing, and what is attached last counts. Any other index of the same model and
+        settings can be attached, too. Raises IndexMissing, IndexMismatch for other models or
+        settings, IndexDamaged, all before anything of the folder in question is taken over.
+        """
+        from retrieval.batches import attach, stamp_of
+
+        named = [segments] if isinstance(segments, (str, os.PathLike)) else list(segments)
+        folders = [Path(folder).expanduser() for folder in named]
+        for folder in folders:
+            self._require(stamp_of(folder, self.folder), folder)
+        with self._run({}, progress) as (run, reported):
+            for folder in folders:
+                attach(run, folder)
         return reported()
 
     def delete(self, pattern: str) -> Report:
@@ -379,29 +404,33 @@ class Index:
     def require_settings(self) -> None:
         """Raise IndexMismatch if the index was made with another model than it is opened with,
         BadInput if it keeps its vectors otherwise."""
+        if self._keeping or self._model is not None:
+            self._require(storage.load(self.folder).stamp, self.folder)
+
+    def _require(self, stamp: Stamp | None, folder: Path) -> None:
+        """The same for the stamp of any folder."""
         if not self._keeping and self._model is None:
             return
         if (codec := self._keeping.get("codec", DEFAULT)) not in CODECS:
             raise BadInput(f"no codec {codec!r}; known: {', '.join(CODECS)}")
         if (pool := self._keeping.get("pool", 1)) < 1:
             raise BadInput(f"a pooling factor is 1 (none) or more; got {pool}")
-        stamp = storage.load(self.folder).stamp
         for name, value in self._keeping.items() if stamp else ():
             if value != getattr(stamp, name):
                 raise BadInput(
-                    f"{self.folder} was made with {name} {getattr(stamp, name)}, not {value}: "
+                    f"{folder} was made with {name} {getattr(stamp, name)}, not {value}: "
                     "index again into a new folder"
                 )
         if stamp is None or self._model is None:
             return
         if not isinstance(self._model, (str, os.PathLike)):
-            storage.require_same(self.folder, stamp, self._model)
+            storage.require_same(folder, stamp, self._model)
             return
         from retrieval.encoder import fingerprint_of
 
         name = os.fspath(self._model)
         found = fingerprint_of(name, offline=self._options["offline"])
-        storage.require_same(self.folder, stamp, replace(stamp, name=name, fingerprint=found))
+        storage.require_same(folder, stamp, replace(stamp, name=name, fingerprint=found))
 
     def _open_encoder(self) -> Encoder:
         if self._model is not None and not isinstance(self._model, (str, os.PathLike)):
@@ -426,7 +455,7 @@ def _check_question(query: str, k: int, mode: str) -> None:
         raise BadInput("the query is empty: say what to look for")
 
 
-def _checked(meta: Mapping[str, str]) -> dict[str, str]:
+def checked_meta(meta: Mapping[str, str]) -> dict[str, str]:
     """Metadata whose keys can be told from the filters that are always there."""
     for key in meta:
         if not key or key in filters.BUILT_IN or not set("<>=").isdisjoint(key):

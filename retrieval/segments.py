@@ -39,6 +39,7 @@ class SegmentWriter:
         self._dim, self._codec = dim, codec
         self._ids: list[int] = []
         self._offsets = [0]
+        self._copied: Segment | None = None  # of which this is the whole, and nothing else
         self._file: IO[bytes] = (self._folder / f"{self.name}.vectors").open("wb")
 
     def __len__(self) -> int:
@@ -65,18 +66,25 @@ class SegmentWriter:
         self._file.write(self._codec.encode(vectors))
         self._ids.append(chunk)
         self._offsets.append(self.tokens + len(vectors))
+        self._copied = None
 
-    def copy(self, segment: Segment, rows: np.ndarray) -> None:
-        """Append passages of another segment of this codec and dimension, byte for byte."""
+    def copy(self, segment: Segment, rows: np.ndarray, first: int | None = None) -> None:
+        """Append passages of another segment of this codec and dimension, byte for byte.
+
+        first: they get ids from here on; None keeps their own.
+        """
         if segment.entry.codec != self._codec.name:
             raise BadInput(f"rows of {segment.entry.codec} cannot follow {self._codec.name}")
-        for row in rows.tolist():
+        whole = not self._ids and np.array_equal(rows, np.arange(segment.entry.chunks))
+        for place, row in enumerate(rows.tolist()):
             self._file.write(segment.stored(row).tobytes())
-            self._ids.append(int(segment.ids[row]))
+            self._ids.append(int(segment.ids[row]) if first is None else first + place)
             self._offsets.append(self.tokens + int(segment.bounds[row + 1] - segment.bounds[row]))
+        self._copied = segment if whole else None
 
     def cut(self, chunks: int) -> None:
         """Keep the first `chunks` passages only."""
+        self._copied = None
         del self._ids[chunks:], self._offsets[chunks + 1 :]
         self._file.seek(self.tokens * self._codec.row_bytes(self._dim))
         self._file.truncate()
@@ -93,13 +101,18 @@ class SegmentWriter:
             **self._small("sums", sums.tobytes()),
         }
         if self.tokens >= LEAST:
-            width = self._codec.row_bytes(self._dim)
-            stored = _mapped(vectors, self.tokens * width).reshape(-1, width)
-            found = estimates(self._codec, stored, np.array(self._offsets), self._dim)
-            parts |= self._small("estimates", found.to_bytes())
+            parts |= self._small("estimates", self._estimates(vectors).to_bytes())
         flush_folder(self._folder)
         first, last = self._ids[0], self._ids[-1]
         return Entry(self.name, self._codec.name, first, last, len(self), self.tokens, parts)
+
+    def _estimates(self, vectors: Path) -> Estimates:
+        """Those of a segment that was copied as a whole are as good as new ones."""
+        if self._copied and self._copied.estimates:
+            return self._copied.estimates
+        width = self._codec.row_bytes(self._dim)
+        stored = _mapped(vectors, self.tokens * width).reshape(-1, width)
+        return estimates(self._codec, stored, np.array(self._offsets), self._dim)
 
     def _small(self, suffix: str, content: bytes) -> dict[str, Part]:
         path = self._folder / f"{self.name}.{suffix}"
@@ -206,13 +219,13 @@ class Segment:
 
     def estimated(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
         """Estimates of MaxSim of the passages in `rows`; None where the segment has none."""
-        if self._estimates is None:
+        if self.estimates is None:
             return None
-        return self._estimates.scores(query, self.bounds[rows], self.bounds[rows + 1], rows)
+        return self.estimates.scores(query, self.bounds[rows], self.bounds[rows + 1], rows)
 
     @functools.cached_property
-    def _estimates(self) -> Estimates | None:
-        """Compared with their checksum when first needed."""
+    def estimates(self) -> Estimates | None:
+        """What a large segment has; compared with their checksum when first needed."""
         if self._mapped_estimates is None:
             return None
         name = f"{self.entry.name}.estimates"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 Mode = Literal["hybrid", "colbert", "lexical"]
@@ -73,6 +74,17 @@ class Report:
     unchanged: int = 0
     skipped: tuple[Skipped, ...] = ()
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Files encoded into a segment folder, which an index can attach."""
+
+    folder: Path
+    documents: int
+    chunks: int
+    tokens: int
+    skipped: tuple[Skipped, ...] = ()
 
 
 @dataclass(frozen=True)

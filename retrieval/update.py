@@ -102,7 +102,7 @@ def bring(run: Run, file: File) -> None:
     writer = run.writer
     known = writer.known(file.source)
     if known and (known.size, known.mtime_ns) == (file.size, file.mtime_ns):
-        _keep(run, known, file.size, file.mtime_ns)
+        keep(run, known, file.size, file.mtime_ns, run.meta)
         return
     why = writer.catalog.unread(file.source, file.size, file.mtime_ns)
     if why is None:
@@ -119,7 +119,7 @@ def bring(run: Run, file: File) -> None:
 def _read(run: Run, file: File, known: Known | None) -> None:
     """A file that is new, or was touched since; raises Unreadable."""
     if known and known.size == file.size and known.sha256 == _settled(file):
-        _keep(run, known, file.size, file.mtime_ns)
+        keep(run, known, file.size, file.mtime_ns, run.meta)
     else:
         document = read(file.path)
         _take(run, document, known, _settled(file), file.size, file.mtime_ns)
@@ -132,7 +132,7 @@ def _take_text(run: Run, source: str, text: str, title: str) -> None:
         raise Unreadable(source, f"not proper Unicode: {error.reason}") from None
     known = run.writer.known(source)
     if known and known.sha256 == sha256:
-        _keep(run, known, None, None)
+        keep(run, known, None, None, run.meta)
         return
     if not text.strip():
         text, title = title, ""
@@ -141,12 +141,14 @@ def _take_text(run: Run, source: str, text: str, title: str) -> None:
     _take(run, Document(source, text, "text", title), known, sha256, None, None)
 
 
-def _keep(run: Run, known: Known, size: int | None, mtime_ns: int | None) -> None:
+def keep(
+    run: Run, known: Known, size: int | None, mtime_ns: int | None, meta: Mapping[str, str]
+) -> None:
     """A document whose content is as it was."""
     run.unchanged += 1
-    new_meta = bool(run.meta) and not run.meta.items() <= run.writer.catalog.meta(known.id).items()
+    new_meta = bool(meta) and not meta.items() <= run.writer.catalog.meta(known.id).items()
     if new_meta or (known.size, known.mtime_ns) != (size, mtime_ns):
-        run.writer.touch(known, size, mtime_ns, run.meta)
+        run.writer.touch(known, size, mtime_ns, meta)
 
 
 def _take(

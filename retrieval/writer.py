@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lfm2_mm.errors import LfmError
 from retrieval import headers, storage
 from retrieval.catalog import Catalog, lost_manifest
@@ -20,12 +22,10 @@ from retrieval.codecs import CODECS, DEFAULT
 from retrieval.headers import Held
 from retrieval.pooling import pool
 from retrieval.rows import Known, NewChunk, NewDocument, Touched, Unread
-from retrieval.segments import SegmentWriter, sweep
+from retrieval.segments import Segment, SegmentWriter, sweep
 from retrieval.storage import Manifest, Stamp
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from retrieval.encoder import Encoder
 
 ENCODE_CHUNKS = 64  # given to the encoder at once: enough to sort by length, soon interrupted
@@ -120,6 +120,7 @@ class Writer:
         self._keeping = keeping
         self._started = self._published = time.monotonic()
         self._segment: SegmentWriter | None = None
+        self._made_by: Stamp | None = None  # of the segment that is being written
         self._waiting: list[tuple[Incoming, Known | None]] = []
         self._finished: list[tuple[NewDocument, Known | None]] = []
         self._gone: list[Known] = []
@@ -146,6 +147,25 @@ class Writer:
         large = self._segment is not None and len(self._segment) >= SEGMENT_CHUNKS
         if large or since > max(SEGMENT_SECONDS, elapsed / 20):
             self.commit()
+
+    def adopt(
+        self, stamp: Stamp, segment: Segment, documents: Sequence[tuple[NewDocument, Known | None]]
+    ) -> None:
+        """Take documents over whose vectors another index holds, byte for byte, under new ids.
+
+        segment: holds them under the ids they come with; stamp: what made it, as this index.
+        """
+        if not documents:
+            return
+        self._encode()
+        if self._segment is None:
+            self._begin(self.manifest.stamp or stamp)
+        assert self._segment is not None
+        ranges = [(d.id, d.id + len(d.chunks)) for d, _ in documents]
+        rows = [np.arange(*np.searchsorted(segment.ids, one)) for one in ranges]
+        self._segment.copy(segment, np.concatenate(rows), self._next_id)
+        for document, replaces in documents:
+            self._finish(replace(document, id=self._next_id), replaces)
 
     def remove(self, known: Known) -> None:
         """Take a document away with the next publication."""
@@ -195,16 +215,21 @@ class Writer:
             encoded += len(texts)
             while self._waiting and encoded >= len(self._waiting[0][0].chunks):
                 encoded -= len(self._waiting[0][0].chunks)
-                self._finish(*self._waiting.pop(0))
+                self._finish(*self._encoded(*self._waiting.pop(0)))
 
     def _append(self, batch: Sequence[np.ndarray]) -> None:
         stamp = self._stamp()
         if self._segment is None:
-            self._segment = SegmentWriter(
-                self.folder, self.manifest.next_segment, stamp.dim, CODECS[stamp.codec]
-            )
+            self._begin(stamp)
+        assert self._segment is not None
         for vectors in batch:
             self._segment.add(self.manifest.next_id + len(self._segment), pool(vectors, stamp.pool))
+
+    def _begin(self, stamp: Stamp) -> None:
+        self._made_by = stamp
+        self._segment = SegmentWriter(
+            self.folder, self.manifest.next_segment, stamp.dim, CODECS[stamp.codec]
+        )
 
     def _stamp(self) -> Stamp:
         """The index's, or that of the one that is being made."""
@@ -215,18 +240,23 @@ class Writer:
         keeping = self._keeping
         return Stamp(encoder.name, encoder.fingerprint, encoder.dim, keeping.codec, keeping.pool)
 
-    def _finish(self, document: Incoming, replaces: Known | None) -> None:
+    def _encoded(
+        self, document: Incoming, replaces: Known | None
+    ) -> tuple[NewDocument, Known | None]:
         assert self._segment is not None
-        chunks = len(document.chunks)
         new = NewDocument(
             id=self._next_id, source=document.source, kind=document.kind, title=document.title,
             size=document.size, mtime_ns=document.mtime_ns, sha256=document.sha256,
-            tokens=self._segment.tokens_of(self._next_id, chunks),
+            tokens=self._segment.tokens_of(self._next_id, len(document.chunks)),
             chunks=tuple(document.chunks), meta=document.meta,
         )  # fmt: skip
-        self._next_id += chunks
+        return new, replaces
+
+    def _finish(self, new: NewDocument, replaces: Known | None) -> None:
+        """A document whose vectors are in the segment, to go with the next publication."""
+        self._next_id += len(new.chunks)
         self._finished.append((new, replaces))
-        self.tally.chunks += chunks
+        self.tally.chunks += len(new.chunks)
         self.tally.tokens += new.tokens
 
     def _publish(self) -> None:
@@ -238,7 +268,8 @@ class Writer:
         new = [document for document, _ in self._finished]
         manifest = _successor(self.manifest, new, gone)
         if self._segment:
-            stamp = self._stamp()
+            stamp = self._made_by
+            assert stamp is not None
             held = [Held(d.id, len(d.chunks), d.source) for d in new]
             entry = headers.write(self.folder, self._segment.finish(), stamp, held)
             manifest = replace(

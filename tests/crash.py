@@ -30,6 +30,7 @@ from tests.words_encoder import WordsEncoder
 DOCUMENTS = 60
 QUERIES = ("word3 shared", "fresh word7 word8", "nothing of this")
 State = dict[str, str]  # source -> text
+BATCH: list[Path] = []  # the index that is attached
 
 
 def text(number: int, version: str) -> str:
@@ -66,6 +67,13 @@ def shrink(folder: Path) -> list[str]:
     return []
 
 
+def attach(folder: Path) -> list[str]:
+    """All of NEW, encoded elsewhere, in one publication."""
+    with opened(folder) as made:
+        made.attach(BATCH[0])
+    return []
+
+
 def mend(folder: Path) -> list[str]:
     with opened(folder) as made:
         made.repair()
@@ -99,6 +107,12 @@ def start(folder: Path) -> None:
     add(folder, OLD)
 
 
+def beside_a_batch(folder: Path) -> None:
+    start(folder)
+    BATCH[:] = [folder.parent / "batch"]
+    add(BATCH[0], NEW)
+
+
 def scattered(folder: Path) -> None:
     """Many small segments with deleted passages."""
     start(folder)
@@ -119,6 +133,7 @@ JOBS = {
     "delete": Job(
         delete, start, OLD, {s: t for s, t in OLD.items() if not s.endswith("1")}, steps=False
     ),
+    "attach": Job(attach, beside_a_batch, OLD, NEW, steps=False),
     "compact": Job(shrink, scattered, SCATTERED, SCATTERED, steps=False),
     "repair": Job(mend, damaged, OLD, OLD, steps=False, harmed=True),
 }

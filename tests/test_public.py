@@ -12,9 +12,9 @@ PUBLIC = {
         Audio AudioChunk Done Image LfmError Message Sampling Text TextDelta Usage __version__
     """,
     "retrieval": """
-        Damage Encoder Evaluation Fusion Hit Index Info Match Progress Recall Report
+        Batch Damage Encoder Evaluation Fusion Hit Index Info Match Progress Recall Report
         Skipped Source
-        evaluate fingerprint_of maxsim open open_encoder
+        encode_segment evaluate fingerprint_of maxsim open open_encoder
     """,
 }
 
