@@ -1,0 +1,57 @@
+"""Makes clean clips sound as at a counter: other speeds, rooms, noise, microphones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from nano_audio_clips import RATE, Clip
+
+
+def augment(
+    clip: Clip, draw: random.Random, noises: Sequence[Clip], rooms: Sequence[np.ndarray]
+) -> tuple[np.ndarray, float]:
+    """Samples (n,) float32 with a little silence around them; and how much slower they became."""
+    slower = draw.uniform(0.88, 1.14) if draw.random() < 0.8 else 1.0
+    samples = stretched(clip.samples, slower)
+    if draw.random() < 0.3:
+        samples = np.convolve(samples, draw.choice(rooms))[: len(samples)].astype(np.float32)
+    if draw.random() < 0.25:
+        samples = band_limited(samples, draw.uniform(2500, 4000))
+    if draw.random() < 0.3:
+        samples = tilted(samples, draw.uniform(-0.5, 0.5))
+    samples = np.pad(samples, (0, round(RATE * draw.uniform(0.05, 0.3))))
+    if draw.random() < 0.6:
+        samples = with_noise(samples, draw.choice(noises).samples, draw.uniform(5, 30), draw)
+    loudest = float(np.abs(samples).max()) + 1e-6
+    return samples * (draw.uniform(0.05, 0.9) / loudest), slower
+
+
+def stretched(samples: np.ndarray, factor: float) -> np.ndarray:
+    """`factor` times as long, pitch and all."""
+    places = np.arange(0, len(samples) - 1, 1 / factor)
+    return np.interp(places, np.arange(len(samples)), samples).astype(np.float32)
+
+
+def band_limited(samples: np.ndarray, top: float) -> np.ndarray:
+    spectrum = np.fft.rfft(samples)
+    spectrum[int(top * len(samples) / RATE) :] = 0
+    return np.fft.irfft(spectrum, len(samples)).astype(np.float32)
+
+
+def tilted(samples: np.ndarray, amount: float) -> np.ndarray:
+    """A darker (positive) or brighter microphone."""
+    return np.append(samples[:1], samples[1:] + amount * samples[:-1]).astype(np.float32)
+
+
+def with_noise(
+    samples: np.ndarray, noise: np.ndarray, decibels: float, draw: random.Random
+) -> np.ndarray:
+    """Noise from a random place, so loud that speech stands `decibels` above it."""
+    start = draw.randrange(len(noise))
+    part = np.take(noise, np.arange(start, start + len(samples)), mode="wrap")
+    power, other = float((samples**2).mean()), float((part**2).mean())
+    if other < 1e-10:
+        return samples
+    return samples + part * np.sqrt(power / other / 10 ** (decibels / 10)).astype(np.float32)

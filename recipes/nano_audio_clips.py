@@ -1,0 +1,159 @@
+"""What nano-audio's ears are trained on: customers, synthetic and real, digits, everything else.
+
+A clip is samples at 16 kHz, the words in them and the words' times, where those are known. Barista's labels name slots, not words: `wordings` lists all that may have been said.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nano_audio_language import DIGITS, KINDS, OPENINGS, TALK, VALUES
+
+RATE = 16_000
+UNKNOWN = "<unk>"
+HELD_CLUSTERS = frozenset({4, 13, 19, 22, 29, 33, 41, 47, 50, 53})  # of barista, for measuring only
+HELD_SPEAKER = "nicolas"  # of the digits
+FRONT = ("size", "roast", "numberOfShots")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """`words` None: not known (see `slots`), or speech and noise that holds no known word."""
+
+    samples: np.ndarray  # (n,) float32
+    words: tuple[str, ...] | None
+    starts: tuple[float, ...] = ()  # s, of each word
+    slots: Mapping[str, str] | None = None
+    name: str = ""
+
+
+def vocabulary() -> list[str]:
+    """The words the ears tell apart; all others are <unk>."""
+    texts = [*OPENINGS, *DIGITS, "a an with and my table is number"]
+    texts += [value for values in VALUES.values() for value in values]
+    texts += [way for ways, _ in TALK.values() for way in ways]
+    return [UNKNOWN, *dict.fromkeys(word for text in texts for word in text.split())]
+
+
+def wordings(slots: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Every sentence of the benchmark's grammar that has these slots."""
+    front = [name for name in FRONT if name in slots]
+    extras = [name for name in KINDS if name in slots]
+    found = []
+    for order in itertools.permutations(front):
+        head = " ".join(slots[n] for n in (*order, "coffeeDrink") if n in slots)
+        for tail in itertools.permutations(extras):
+            with_ = f" with {' and '.join(slots[n] for n in tail)}" if tail else ""
+            for opening, article in itertools.product(OPENINGS, ("a", "an")):
+                found.append(tuple(f"{opening} {article} {head}{with_}".split()))
+    return found
+
+
+class Synthetic:
+    """What nano_audio_speakers wrote, read from disk as it is needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._samples = np.memmap(folder / "samples.i16", np.int16, mode="r")
+        with (folder / "turns.jsonl").open() as lines:
+            self.rows = [json.loads(line) for line in lines]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Clip:
+        row = self.rows[place]
+        part = self._samples[row["start"] : row["start"] + row["length"]]
+        samples = part.astype(np.float32) / 32768
+        words = tuple(row["request"].split())
+        return Clip(samples, words, tuple(row["starts"]), row["slots"], row["voice"])
+
+
+def barista(data: Path) -> tuple[list[Clip], list[Clip]]:
+    """Real orders: to train on, and held out by whole clusters of speakers."""
+    folder = data / "speech" / "barista"
+    train, held = [], []
+    for row in json.loads((folder / "labels.json").read_text()):
+        clip = Clip(read(folder / row["file"]), None, slots=row["slots"], name=row["file"])
+        (held if row["speaker_cluster"] in HELD_CLUSTERS else train).append(clip)
+    return train, held
+
+
+def digits(data: Path) -> tuple[list[Clip], list[Clip]]:
+    """Real digits, one a clip: to train on, and those of the speaker held out."""
+    train, held = [], []
+    for path in sorted((data / "speech" / "fsdd").glob("*.json")):
+        told = json.loads(path.read_text())
+        whole = read(path.with_suffix(".ogg"), told["sample_rate"])
+        for name, start, end in told["clips_name_start_end"]:
+            scale = RATE / told["sample_rate"]
+            samples = whole[round(start * scale) : round(end * scale)]
+            clip = Clip(samples, (DIGITS[int(name[0])],), (0.0,), name=name)
+            (held if path.stem == HELD_SPEAKER else train).append(clip)
+    return train, held
+
+
+def strung(clips: Sequence[Clip], draw: random.Random) -> Clip:
+    """Some digits of one speaker, one after the other with short pauses."""
+    speaker = draw.choice(clips).name.split("_")[1]
+    own = [c for c in clips if c.name.split("_")[1] == speaker]
+    parts, starts, words, at = [], [], [], 0
+    for _ in range(draw.randint(1, 5)):
+        clip = draw.choice(own)
+        gap = np.zeros(round(draw.uniform(0.02, 0.25) * RATE), np.float32)
+        starts.append((at + len(gap)) / RATE)
+        words += clip.words or ()
+        parts += [gap, clip.samples]
+        at += len(gap) + len(clip.samples)
+    return Clip(np.concatenate(parts), tuple(words), tuple(starts), name=speaker)
+
+
+def names(data: Path) -> list[Clip]:
+    """Real names called: "computer", "smart mirror", …"""
+    found = []
+    for path in sorted((data / "speech" / "wakewords").glob("*.json")):
+        told, whole = json.loads(path.read_text()), None
+        whole = read(path.with_suffix(".ogg"))
+        for name, start, end in told["clips_name_start_end"]:
+            words = tuple(path.stem.split("_"))
+            found.append(Clip(whole[start:end], words, name=f"{path.stem}/{name}"))
+    return found
+
+
+def strange(data: Path) -> tuple[list[Clip], list[Clip]]:
+    """Reading aloud in which no word is known; and noises without any word."""
+    speech = data / "speech"
+    reading = [
+        Clip(read(p), None, name=p.name) for p in sorted((speech / "librispeech_6s").glob("*.ogg"))
+    ]
+    noise = [Clip(read(p), (), name=p.name) for p in sorted((speech / "esc10").glob("*/*.ogg"))]
+    noise.append(Clip(read(speech / "noise" / "kitchen_60s.ogg"), (), name="kitchen"))
+    return reading, noise
+
+
+def rooms(data: Path) -> list[np.ndarray]:
+    """Impulse responses, their strongest sample first, scaled to it."""
+    found = []
+    for path in sorted((data / "speech" / "noise").glob("rir*.flac")):
+        response = read(path)
+        start = int(np.abs(response).argmax())
+        found.append(response[start : start + RATE // 2] / response[start])
+    return found
+
+
+def read(path: Path, rate: int | None = None) -> np.ndarray:
+    """(n,) float32 at 16 kHz."""
+    import soundfile
+    import torch
+    from torchaudio.functional import resample
+
+    samples, found = soundfile.read(path, dtype="float32", always_2d=True)
+    mono = samples.mean(1)
+    if (rate or found) == RATE:
+        return mono
+    return resample(torch.from_numpy(mono), rate or found, RATE).numpy()
