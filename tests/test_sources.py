@@ -1,0 +1,76 @@
+"""Hostile names, and folders and paths that may not be looked at."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from retrieval.files import children as real_children
+from tests.indexes import opened, written
+
+
+def test_hostile_names_are_kept_found_and_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    names = [
+        b"line\nbreak.txt",
+        b"caf\xe9.txt",
+        b"a..b.txt",
+        b"'; DROP TABLE documents; --.txt",
+    ]
+    names += [b"[a-z]*?.txt", b"back\\slash.txt", b" .txt"]
+    for number, name in enumerate(names):
+        try:
+            Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text(f"zebra number{number}")
+        except OSError:
+            pytest.skip(f"this file system takes no name such as {name!r}")
+    with opened(tmp_path / "index") as index:
+        assert index.update([folder, folder / ".." / "files"]).added == len(names)
+        sources = [s.source for s in index.sources()]
+        assert all(source.isprintable() for source in sources)
+        assert index.update(folder, prune=True).unchanged == len(names)
+        for source in sources:
+            assert index.delete(source).removed == 1
+        assert index.check() == []
+
+
+def test_a_folder_that_may_not_be_read_stops_nothing_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = written(tmp_path / "notes")
+    closed = notes / "closed"
+    closed.mkdir()
+    (closed / "inside.txt").write_text("zebra")
+
+    def children(folder: str, *, named: bool) -> list[str]:
+        if Path(folder) == closed:  # as for everybody but the superuser, who may run these tests
+            raise PermissionError(13, "Permission denied")
+        return real_children(folder, named=named)
+
+    with opened(tmp_path / "index") as index:
+        index.update(notes)
+        monkeypatch.setattr("retrieval.files.children", children)
+        report = index.update(notes, prune=True)
+        assert [Path(one.path).name for one in report.skipped] == ["closed"]
+        assert (report.removed, report.documents) == (0, 4)
+
+
+def test_a_path_that_may_not_be_looked_at_is_skipped_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, stat = written(tmp_path / "notes"), os.stat
+
+    def refusing(path: object, **options: object) -> os.stat_result:
+        if str(path).endswith("another's"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "stat", refusing)
+    with opened(tmp_path / "index") as index:
+        report = index.update([notes, notes / "another's"])
+    assert report.added == 3
+    assert [(Path(one.path).name, one.why) for one in report.skipped] == [
+        ("another's", "Permission denied")
+    ]
