@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from lfm2_mm.config import BackboneConfig
@@ -54,6 +54,8 @@ class TowerConfig:
                 "with 'gelu_pytorch_tanh'"
             )
         positions = raw.get("num_patches", 256)
+        if math.isqrt(positions) ** 2 != positions:
+            raise CheckpointDamaged(f"num_patches is {positions}, which is no square of positions")
         return cls(
             width=raw.get("hidden_size", 768),
             feed_forward=raw.get("intermediate_size", 3072),
@@ -115,6 +117,8 @@ class VisionConfig:
             raise CheckpointDamaged(
                 f"model_type is {kind!r}; a vision checkpoint is {MODEL_TYPES[0]}"
             )
+        if not isinstance(raw.get("text_config"), dict):
+            raise CheckpointDamaged("config.json lacks 'text_config', the language model's part")
         if raw.get("projector_hidden_act", "gelu") != "gelu":
             raise CheckpointDamaged(
                 f"projector_hidden_act is {raw['projector_hidden_act']!r}; only 'gelu' is known"
@@ -122,7 +126,7 @@ class VisionConfig:
         try:
             return cls(
                 tower=TowerConfig.from_json(raw["vision_config"]),
-                backbone=_backbone(raw),
+                backbone=BackboneConfig.from_json(raw),
                 projector_width=raw.get("projector_hidden_size", 2560),
                 projector_norm=bool(raw.get("projector_use_layernorm", True)),
                 projector_bias=bool(raw.get("projector_bias", True)),
@@ -151,11 +155,3 @@ class VisionConfig:
             "downsample_factor": self.downsample,
             "tie_word_embeddings": self.backbone.tied,
         }
-
-
-def _backbone(raw: dict[str, Any]) -> BackboneConfig:
-    """text_config; whether the head is tied is told beside it unless it says `tie_embedding`."""
-    text = raw["text_config"]
-    config = BackboneConfig.from_json(text)
-    tied = text.get("tie_embedding", raw.get("tie_word_embeddings", True))
-    return replace(config, tied=bool(tied))

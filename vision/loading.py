@@ -124,12 +124,12 @@ def build_vision(
     set_threads(choice.threads)
     with torch.device("meta"):
         model = VisionModel(config)
-    for name, tensor in _stacked(config, _shapes(model), tensors):
+    for name, tensor in _stacked(config, awaited_shapes(model), tensors):
         _fill(model, name, tensor, choice)
     return model.eval().requires_grad_(False)
 
 
-def _shapes(model: VisionModel) -> dict[str, torch.Size]:
+def awaited_shapes(model: VisionModel) -> dict[str, torch.Size]:
     """The shape of every published tensor."""
     ours = dict(model.named_parameters())
     return {

@@ -148,6 +148,10 @@ class VisionModel(nn.Module):
                     parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
         return model
 
+    @property
+    def device(self) -> torch.device:
+        return self.tower.positions.device
+
     def forward(self, patches: Tensor, rows: int, cols: int) -> Tensor:
         """patches (n, rows * cols, patch values) of n crops of one shape -> (n, tokens, hidden)."""
         return self.projector(self.tower(patches, rows, cols), rows, cols)
