@@ -3,16 +3,15 @@
     python recipes/nano_vl.py --data DIR [--minutes 120] [--out runs/nano_vl]
 
 First the tower alone learns which character covers each small cell (without that, reading does not
-begin in any time a CPU has), then all of it learns to answer. The rate stays level, so that a run
-can go on for as long as there is time; `--finish N` lets it fall to nothing in N steps, on a copy
-of the state, and writes the checkpoint. An interrupted run goes on where it was.
+begin in any time a CPU has), then all of it learns to answer. The rate falls with the root of the
+steps, so that a run can go on for as long as there is time; `--finish N` lets it fall to nothing in
+N steps, on a copy of the state, and writes the checkpoint. An interrupted run goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 from nano_vl_batches import Batches, Part, chat, vocabulary
+from nano_vl_files import save_folder
 from nano_vl_model import (
     NanoVL,
     Shape,
@@ -38,8 +38,8 @@ from lfm2_mm.errors import BadInput
 
 SAVE_EVERY = 180  # seconds
 BLANK_CELL, BLANK_PATCH = 0.25, 0.25
-RAMP = 100  # steps
-APART = 150  # steps after the warm-up
+RAMP, FALL = 100, 600  # steps: the rate rises for some, and falls with the root after others
+APART = 100  # steps after the warm-up
 # What a run may change when it goes on.
 FREE = ("data", "out", "minutes", "steps", "finish", "report", "threads", "device")
 
@@ -147,29 +147,30 @@ def train(args: argparse.Namespace, say: Callable[[str], None]) -> Training:
                   3 * args.hidden)  # fmt: skip
     model = NanoVL(shape, tokenizer.get_vocab_size(), args.seed).to(args.device)
     training = Training(model, args.rate, args.rest_rate)
-    state = args.out / ("finish.safetensors" if args.finish else "state.safetensors")
-    if args.finish and not state.exists():
-        shutil.copy(args.out / "state.safetensors", state)
+    state, finish = args.out / "state.safetensors", args.out / "finish.safetensors"
     spent, begun = 0.0, 0
-    if state.exists():
-        notes = training.load(state)
-        spent, begun = float(notes["seconds"]), int(notes.get("begun", training.step))
+    if args.finish and finish.exists():
+        begun = int(training.load(finish)["begun"])
+    if state.exists() or begun:
+        notes = training.load(finish if begun else state)
+        spent, begun = float(notes["seconds"]), begun or training.step
         say(f"resumed at step {training.step}, after {spent / 60:.1f} minutes of processor time")
-    begun = begun or training.step
     count = sum(
         p.numel() for n, p in training.named.items() if n.startswith(("vision", "backbone"))
     )
     say(f"{count / 1e6:.2f} M parameters, vocabulary {tokenizer.get_vocab_size()}")
     run(args, training, Loss(model, batches.scribe.opening, args.device), batches,
-        state, spent, begun, say)  # fmt: skip
+        finish if args.finish else state, spent, begun, say)  # fmt: skip
+    if args.finish and training.step >= begun + args.finish:
+        training.use_averages()
+        save_folder(model, tokenizer, args.out / "checkpoint")
     return training
 
 
 def factor(args: argparse.Namespace, step: int, begun: int) -> float:
-    """The rate's: a ramp up after each start of something new, level, down to 0 where it ends."""
-    up = min(1.0, (step + 1) / RAMP, max(0.3, (step - args.warm_up + 1) / RAMP)
-             if step >= args.warm_up else 1.0)  # fmt: skip
-    return up * max(0.0, 1 - (step - begun) / args.finish) if args.finish else up
+    """The rate's: a ramp up, a slow fall that knows no end, and one to 0 where the run ends."""
+    level = min(1.0, (step + 1) / RAMP, (FALL / (step + 1)) ** 0.5)
+    return level * max(0.0, 1 - (step - begun) / args.finish) if args.finish else level
 
 
 def run(

@@ -24,6 +24,7 @@ PATCHES = 1024  # of one part of a step
 CANVAS, CANVASES = 448, 24  # windows are cut from a few larger sheets, renewed one by one
 STEPS_A_SHEET = 3
 SIZES = {  # rows and columns of tokens, 32 pixels each
+    "crop": ((1, 3), (1, 4), (1, 5), (1, 6), (2, 3), (2, 4), (2, 5), (2, 2)),
     "small": ((4, 4), (2, 8), (3, 6), (4, 6), (4, 8), (5, 5)),
     "middle": ((6, 6), (8, 8), (6, 10), (4, 12), (8, 6), (7, 9), (8, 8)),
     "large": ((10, 10), (12, 12), (12, 16), (16, 12), (14, 14), (16, 16), (16, 16)),
@@ -123,7 +124,10 @@ class Sheet:
 
 @dataclass
 class Batches:
-    """Draws steps. `horizon`: the step at which large pictures have their full share."""
+    """Draws steps. `horizon`: the step at which large pictures have their full share.
+
+    Reading is learned from single words first: many pictures, each with one thing to find.
+    """
 
     lexicon: Lexicon
     gallery: Gallery
@@ -173,12 +177,17 @@ class Batches:
             shown.append(sheet.cut(x, y, width, height))
         return self.part("window", shown, None)
 
-    def reading(self, random: Random, step: int, draw) -> Part:  # noqa: ANN001
+    def reading(self, random: Random, step: int, draw) -> Part:
         progress = min(1.0, (step - self.warm_up) / max(1, self.horizon))
-        large = 0.1 + 0.25 * progress
-        kind = random.choices(("small", "middle", "large"), (0.6 - 0.3 * progress, 0.35, large))[0]
+        shares = {
+            "crop": max(0.15, 0.7 - 1.2 * progress), "small": 0.25,
+            "middle": 0.1 + 0.25 * progress, "large": 0.05 + 0.3 * progress,
+        }  # fmt: skip
+        kind = random.choices(tuple(shares), tuple(shares.values()))[0]
+        if kind == "crop":
+            draw = lines
         height, width = random.choice(SIZES[kind])
-        characters = {"small": 30, "middle": 60, "large": 110}[kind]
+        characters = {"crop": 10, "small": 30, "middle": 60, "large": 110}[kind]
         layout = Layout(characters=characters)
         drawer = partial(draw, random, self.lexicon, 32 * height, 32 * width, layout)
         return self.drawn(f"{draw.__name__}-{kind}", drawer, height, width)
@@ -214,7 +223,7 @@ class Batches:
         ids, answers = self.spoken(turns, picture=False)
         return Part("chat", 0, 0, None, None, None, None, ids, answers)
 
-    def drawn(self, name: str, draw, height: int, width: int, asked: bool = True) -> Part:  # noqa: ANN001
+    def drawn(self, name: str, draw, height: int, width: int, asked: bool = True) -> Part:
         shown, turns = [], []
         for _ in range(max(1, PATCHES // (4 * height * width))):
             drawing, spoken = draw()

@@ -23,7 +23,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass
 class Drawing:
-    """Pixels and notes. `characters`: (box, class); `things`: (box, kind, colour), drawn in order."""
+    """Pixels and notes, in the order of drawing: (box, class), and (box, kind, colour)."""
 
     image: Image.Image
     characters: list[tuple[Box, int]] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Shown:
     colours: np.ndarray
 
     def patches(self) -> np.ndarray:
-        """(patches, 768) float32 in -1..1, in the order of the published processor: y, x, channel."""
+        """(patches, 768) float32 in -1..1, ordered as by the published processor."""
         height, width, _ = self.pixels.shape
         cut = self.pixels.reshape(height // PATCH, PATCH, width // PATCH, PATCH, 3)
         flat = cut.transpose(0, 2, 1, 3, 4).reshape(-1, PATCH * PATCH * 3)
@@ -87,7 +87,7 @@ class Shown:
 
 
 def fill(grid: np.ndarray, box: Box, scale: tuple[float, float], label: int) -> None:
-    """Label what has its centre in the box; `scale` turns the box's pixels into places of `grid`."""
+    """Label what has its centre in the box; `scale` turns pixels into places of `grid`."""
     left, right = (round(box[i] * scale[0]) for i in (0, 2))
     top, bottom = (round(box[i] * scale[1]) for i in (1, 3))
     grid[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = label

@@ -281,22 +281,27 @@ def ask_many(random: Random, things: list[Thing]) -> Turn:
     return f"How many {colour} shapes are there?", NUMBERS[count], False
 
 
-def ask_there(random: Random, things: list[Thing]) -> Turn | None:
+def ask_there(random: Random, things: list[Thing]) -> Turn:
     """Yes as often as no; a no is often nearly right: the shape in another colour."""
     if random.random() < 0.5:
         return f"Is there {a(random.choice(things).name)}?", "yes", False
     names = {thing.name for thing in things}
+    while (other := absent(random, things)) in names:
+        pass
+    return f"Is there {a(other)}?", "no", False
+
+
+def absent(random: Random, things: list[Thing]) -> str:
+    """A name that may well not be among the things."""
     if things[0].colour is None:
-        other = random.choice(objects(False))
-        return None if other in names else (f"Is there {a(other)}?", "no", False)
-    if random.random() < 0.6:
-        mixed = (random.choice(things).shape, random.choice(things).colour)
-        if len(things) == 1 or random.random() < 0.4:
-            mixed = (mixed[0], random.choice(list(COLOURS)))
-    else:
-        mixed = random.choice(PAIRS)
-    name = f"{mixed[1]} {mixed[0]}"
-    return None if name in names else (f"Is there {a(name)}?", "no", False)
+        return random.choice(objects(False))
+    shape, colour = random.choice(things).shape, random.choice(things).colour
+    kind = random.random()
+    if kind < 0.4:
+        return f"{colour} {shape}"  # both are there, not always together
+    if kind < 0.6:
+        return f"{random.choice(list(COLOURS))} {shape}"
+    return f"{random.choice(list(COLOURS))} {random.choice(SHAPES)}"
 
 
 def ask_relation(random: Random, alone: list[Thing]) -> Turn | None:

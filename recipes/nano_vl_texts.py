@@ -100,12 +100,19 @@ def lines(
     """Lines of one to four words; asked for all of it, or for one line."""
     scale = random.choice((1, 1, 1, 1.5, 2))
     drawing, ink = paper(random, height, width, scale)
-    face = lexicon.face(random, round(text_size(random, layout.least, layout.most) * scale))
+    most = min(layout.most, round(height * 0.7))  # a line must be on the picture whole
+    face = lexicon.face(random, round(text_size(random, layout.least, most) * scale))
     step = (face.ascent + face.descent) * random.uniform(1.0, 1.7)
     room = max(1, int(drawing.height / step))
     texts, left = [], layout.characters
     for _ in range(random.randint(1, min(room, 8))):
-        text = fitting(random, lexicon, face, drawing.width - 8, random.randint(1, 4))
+        text = fitting(
+            random,
+            lexicon,
+            face,
+            drawing.width - 8,
+            random.randint(1, 1 if layout.characters < 12 else 4),
+        )
         if not text or (texts and len(text) > left):
             break
         texts.append(text)

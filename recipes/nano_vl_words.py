@@ -153,7 +153,7 @@ def rows(path: Path) -> Iterator[Any]:
 
 
 def load_words(data: Path, least: int = 3) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(training, held out): the words of Tatoeba's English sentences seen at least `least` times."""
+    """(training, held out): words of Tatoeba's English sentences, seen `least` times or more."""
     counts: Counter[str] = Counter()
     for row in rows(data / "text/tatoeba_english.jsonl.xz"):
         counts.update(re.findall(r"[a-z]{2,12}", row["text"].lower()))
