@@ -157,7 +157,7 @@ def drawn(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     if key.endswith(("bias", "running_mean")) or "pos_bias" in key:
         return 0.2 * noise
     if "embed_tokens" in key or key.startswith("audio_embedding"):
-        return noise * np.float32(0.5)
+        return noise * np.float32(0.1)
     fan_in = int(np.prod(shape[1:])) or 1
     return noise * np.float32(fan_in**-0.5)
 
@@ -275,6 +275,18 @@ def mouth_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         if not depth["tie"]:
             shapes[at + "to_logits.weight"] = (rows, width)
     return shapes
+
+
+def recording(seconds: float, rate: int, seed: int) -> np.ndarray:
+    """(n,) float32: gliding tones that come and go, and noise."""
+    random = np.random.RandomState(seed)
+    t = np.arange(round(seconds * rate)) / rate
+    wave = 0.01 * random.standard_normal(len(t))
+    for _ in range(4):
+        start, glide, beat, phase = random.uniform((100, -200, 1, 0), (2000, 200, 6, 6))
+        loudness = 0.2 * np.sin(beat * t + phase) ** 2
+        wave += loudness * np.sin(2 * np.pi * (start + glide * t) * t)
+    return wave.astype(np.float32)
 
 
 def _copies(

@@ -1,0 +1,99 @@
+"""The loop that answers: hidden state -> text token or frame -> history. Knows no text, no sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from audio.chat import Marks
+from audio.depth import Choose
+from audio.history import Frame
+from audio.memory import Memory
+from audio.model import SpeechModel
+from audio.modes import Mode
+from lfm2_mm.sampling import pick
+from lfm2_mm.types import Sampling
+
+
+@dataclass(frozen=True)
+class TextToken:
+    id: int
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A frame as it stands in the history; `ended` marks the one that ends the audio."""
+
+    codes: Frame
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Ended:
+    reason: Literal["stop", "length"]
+
+
+Made = TextToken | Spoken | Ended
+
+
+def generate(
+    memory: Memory, mode: Mode, marks: Marks, text: Choose, code: Choose, limit: int
+) -> Iterator[Made]:
+    """Make at most `limit` tokens and frames, each in the history before it is yielded.
+
+    The iterator may be closed at any time: what was yielded is what is remembered.
+    """
+    end = memory.model.config.end_frame
+    for _ in range(limit):
+        hidden = memory.hidden()
+        if mode.speaking:
+            codes = memory.model.depth.frame(hidden, code)
+            ended = codes[0] == end[0]
+            memory.history.add_spoken(end if ended else codes)
+            mode.after_frame(ended)
+            yield Spoken(end if ended else codes, ended)
+            continue
+        token = text(text_logits(memory.model, hidden))
+        stops = token == marks.turn_end
+        if not stops or mode.keeps_end:
+            memory.history.add_text([token])
+            mode.after_text(token)
+            yield TextToken(token)
+        if stops:
+            yield Ended("stop")
+            return
+    yield Ended("length")
+
+
+@torch.inference_mode()
+def text_logits(model: SpeechModel, hidden: Tensor) -> Tensor:
+    """(vocab,), after the hidden state of one position."""
+    return model.logits(hidden)
+
+
+class Chooser:
+    """Logits -> id, as the published samplers choose: greedy, or top-k with temperature."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        generator: torch.Generator | None,
+        *,
+        size: int,
+        seen: Sequence[int] = (),
+    ) -> None:
+        """`size` ids can be chosen; `seen` are those a repetition penalty counts at first."""
+        if sampling.top_k == 1:  # the largest, and the first of equal ones
+            sampling = replace(sampling, temperature=0.0)
+        self.sampling, self.generator, self.size = sampling, generator, size
+        self.seen = list(seen)
+
+    def __call__(self, logits: Tensor) -> int:
+        chosen = pick(logits[: self.size], self.sampling, self.seen, self.generator)
+        if self.sampling.repetition_penalty != 1.0:
+            self.seen.append(chosen)
+        return chosen
