@@ -1,6 +1,6 @@
 """What nano-audio's ears are trained on: customers, synthetic and real, digits, everything else.
 
-A clip is samples at 16 kHz, the words in them and the words' times, where those are known. Barista's labels name slots, not words: `wordings` lists all that may have been said.
+A clip is samples at 16 kHz, with words and times of words where those are known. Barista's labels
 """
 
 from __future__ import annotations
