@@ -1,4 +1,4 @@
-"""The loop that answers: hidden state -> text token or frame -> history. Knows no text, no sound."""
+"""The loop that answers: hidden state -> token or frame -> history. Knows no text, no sound."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ Item = int | Frame | Heard  # a text id, a frame, a position of a recording
 
 @dataclass
 class History:
-    """Grows at its end, and can be cut back. `factor` mel frames of a recording are one position."""
+    """Grows at its end, can be cut back. `factor` mel frames of a recording are a position."""
 
     factor: int = 8
     items: list[Item] = field(default_factory=list)

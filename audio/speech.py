@@ -1,0 +1,183 @@
+"""A speech checkpoint, opened: transcribe, speak, converse. Knows prompts and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audio.chat import CONVERSE, SPEAK, TRANSCRIBE, Script
+from audio.codec import Codec, open_codec
+from audio.conversation import Conversation, Manner
+from audio.generation import Chooser, Made, generate
+from audio.history import History
+from audio.loading import load_speech
+from audio.mel import log_mel
+from audio.memory import Memory
+from audio.model import SpeechModel
+from audio.modes import Mode, Sequential
+from audio.passages import passages
+from audio.reply import Pace, Reply, Voice
+from audio.resample import resample
+from lfm2_mm import registry
+from lfm2_mm.checkpoint import locate
+from lfm2_mm.device import Choice, choose
+from lfm2_mm.errors import BadInput, ContextExceeded
+from lfm2_mm.prompt import ChatTokenizer
+from lfm2_mm.sounds import pieces
+from lfm2_mm.types import Audio, Done, Event, Sampling, TextDelta, Usage
+
+PASSAGE_S = 30.0  # of a long recording that is transcribed at once
+# The published settings of each task.
+TRANSCRIBING = Manner(steps=512)
+SPEAKING = Manner(sound=Sampling(temperature=0.8, top_k=64))
+CONVERSING = Manner()
+
+
+class Speech:
+    """Made by `audio.open`. Replies of one checkpoint run one after the other."""
+
+    def __init__(
+        self, name: str, folder: Path, model: SpeechModel, choice: Choice, context: int
+    ) -> None:
+        self.name, self.model, self.context = name, model, context
+        self.tokenizer = ChatTokenizer(folder)
+        self.script = Script(self.tokenizer, model.config)
+        self._folder, self._choice = folder, choice
+
+    @cached_property
+    def codec(self) -> Codec:
+        """Loaded when first used: transcribing needs none."""
+        return open_codec(self._folder, self._choice)
+
+    @cached_property
+    def voice(self) -> Voice:
+        return Voice(self.tokenizer, self.script.marks.silent, self.codec)
+
+    @property
+    def rate(self) -> int:
+        """Hz of the sound that is made."""
+        return self.codec.rate
+
+    def transcribe(self, recording: object, *, manner: Manner = TRANSCRIBING) -> Reply:
+        """The words of a recording: an Audio, or what Audio.open takes.
+
+        A file may be of any length: it is read piece by piece, and cut at quiet places into
+        passages of at most 30 s. Raises Unreadable, BadInput when the reply is run.
+        """
+        given = [recording] if isinstance(recording, Audio) else pieces(recording)
+        rate = self.model.config.mel.sample_rate
+        return Reply(self._transcripts(passages(given, rate, PASSAGE_S), manner), rate)
+
+    def speak(self, text: str, *, voice: str | None = None, manner: Manner = SPEAKING) -> Reply:
+        """Read `text` aloud. `voice` is one the checkpoint knows, such as "US female"."""
+        if not text.strip():
+            raise BadInput("there is nothing to speak: the text is empty")
+        system = SPEAK if voice is None else f"{SPEAK} Use the {voice} voice."
+        history = self.prompt(system, text)
+        memory = Memory(self.model, history)
+        made = self.generate(memory, Sequential(self.script.marks.audio_start), manner)
+        return Reply(self.voice.events(made, Usage(len(history), 0), 1), self.rate)
+
+    def converse(self, system: str = CONVERSE, *, manner: Manner = CONVERSING) -> Conversation:
+        """A conversation in speech and text; each turn answers the ones before."""
+        history = self.script.begin()
+        self.script.turn(history, "system", system)
+        return Conversation(self, history, manner)
+
+    def hear(self, recording: object) -> Tensor:
+        """The mel of a recording, as turns of a conversation take it. Raises as Audio.open does,
+        and BadInput for what is too short or too long to be heard."""
+        audio = recording if isinstance(recording, Audio) else Audio.open(recording)
+        config = self.model.config
+        samples = resample(audio.samples, audio.rate, config.mel.sample_rate)
+        longest = config.encoder.max_positions * config.encoder.factor * config.mel.hop
+        if len(samples) > longest:
+            raise BadInput(
+                f"the recording lasts {audio.seconds:.0f} s; a turn takes at most "
+                f"{longest // config.mel.sample_rate} s: cut it, or transcribe it"
+            )
+        return log_mel(samples, config.mel)
+
+    def prompt(self, system: str, *parts: str | Tensor) -> History:
+        """One system and one user turn, and the opening of the answer. Raises ContextExceeded."""
+        history = self.script.begin()
+        self.script.turn(history, "system", system)
+        self.script.turn(history, "user", *parts)
+        self.script.open_turn(history, "assistant")
+        self.check_room(len(history))
+        return history
+
+    def check_room(self, length: int) -> None:
+        """Raises ContextExceeded where `length` positions leave no room for an answer."""
+        if length >= self.context:
+            raise ContextExceeded(
+                f"the conversation is {length} positions long (a token, or 80 ms of sound, each); "
+                f"{self.name} takes at most {self.context - 1} and a reply: shorten it"
+            )
+
+    def generate(self, memory: Memory, mode: Mode, manner: Manner) -> Iterator[Made]:
+        """Answer what `memory` holds, as `manner` says, within the context."""
+        generator = None
+        if manner.seed is not None:
+            generator = torch.Generator(self.model.device).manual_seed(manner.seed)
+        history = memory.history
+        seen = history.text if manner.text.repetition_penalty != 1.0 else ()
+        text = Chooser(manner.text, generator, size=self.tokenizer.size, seen=seen)
+        code = Chooser(manner.sound, generator, size=self.model.config.codebook_size + 1)
+        limit = min(manner.steps, self.context - len(history))
+        return generate(memory, mode, self.script.marks, text, code, limit)
+
+    def _transcripts(self, found: Iterable[np.ndarray], manner: Manner) -> Iterator[Event]:
+        """The texts of passages with blanks between, and one Done for all."""
+        config = self.model.config
+        reader, pace = Voice(self.tokenizer, self.script.marks.silent, None), Pace()
+        prompt, done = 0, Done("stop")
+        for number, samples in enumerate(found):
+            if number and len(samples) < 2 * config.mel.hop:
+                continue  # a last splinter; a whole recording this short is an error
+            history = self.prompt(TRANSCRIBE, log_mel(samples, config.mel))
+            prompt += len(history)
+            mode = Sequential(self.script.marks.audio_start)
+            made = self.generate(Memory(self.model, history), mode, manner)
+            if number:
+                yield TextDelta(" ")
+            for event in reader.events(made, Usage(prompt, 0), 1, pace):
+                if not isinstance(event, Done):
+                    yield event
+                elif done.reason == "length":  # once cut off, not whole
+                    done = replace(event, reason="length")
+                else:
+                    done = event
+        yield done
+
+    def close(self) -> None:
+        """Nothing is held beyond the object itself."""
+
+
+def open(
+    name_or_path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    offline: bool = False,
+) -> Speech:
+    """Open a speech checkpoint by name, hub id or folder.
+
+    Raises BadInput for a checkpoint of another kind, and what locating and loading raise.
+    """
+    known = registry.find(str(name_or_path)) if registry.knows(str(name_or_path)) else None
+    if known is not None and known.kind != "speech":
+        raise BadInput(f"{known.name} is a {known.kind} checkpoint; audio.open takes a speech one")
+    folder = locate(name_or_path, offline=offline)
+    choice = choose(device, dtype)
+    model = load_speech(folder, choice)
+    context = min(
+        (known and known.context) or registry.CONTEXT, model.config.backbone.max_positions
+    )
+    return Speech(known.name if known else str(name_or_path), folder, model, choice, context)
