@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 
+from lfm2_mm.backbone import Backbone
 from lfm2_mm.engine import Engine, open_engine
-from lfm2_mm.engines.native import advice_of, shared_prefix
+from lfm2_mm.engines.native import Native, advice_of
 from lfm2_mm.errors import BadInput, ContextExceeded, UnknownCheckpoint
-from lfm2_mm.types import Audio, Done, Message, Sampling, Text, TextDelta, text_of
-from tests import tiny
+from lfm2_mm.prompt import ChatTokenizer
+from lfm2_mm.types import Audio, Done, Image, Message, Progress, Sampling, Text, TextDelta, text_of
+from tests import tiny, tiny_vision
+from tests.shades import Shades, picture
 
 GREEDY = Sampling(temperature=0.0, max_tokens=12)
 HELLO = [Message.system("Be kind."), Message.user("Hello, how are you? 你好 🙂")]
@@ -165,9 +169,112 @@ def test_advice_comes_from_the_table_then_the_file_then_the_default(tmp_path: Pa
     assert advice_of(tmp_path, None) == Sampling(temperature=0.6, top_k=5)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "shared"),
-    [([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3], [1, 2], 2), ([1, 5], [1, 6], 1)],
-)
-def test_shared_prefix(old: list[int], new: list[int], shared: int) -> None:
-    assert shared_prefix(old, new) == shared
+def test_streams_that_take_turns_do_not_disturb_each_other(folder: Path) -> None:
+    engine = fresh(folder)
+    others = [Message.system("Be kind."), Message.user("Bye?")]
+    wanted = [text_of(fresh(folder).stream(said, GREEDY)) for said in (HELLO, others)]
+    streams = [engine.stream(said, GREEDY) for said in (HELLO, others)]
+    heard = zip(*zip_longest(*streams, fillvalue=TextDelta("")), strict=True)
+    assert [text_of(events) for events in heard] == wanted
+
+
+def test_streams_in_threads_do_not_disturb_each_other(folder: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine = fresh(folder)
+    asked = [[Message.system("Be kind."), Message.user(f"{n}?")] for n in range(6)]
+    wanted = [text_of(fresh(folder).stream(said, GREEDY)) for said in asked]
+    with ThreadPoolExecutor(6) as threads:
+        heard = list(threads.map(lambda said: text_of(engine.stream(said, GREEDY)), asked))
+    assert heard == wanted
+
+
+# -- parts that an encoder takes ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sighted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_vision.vl_folder(tmp_path_factory.mktemp("engine") / "sighted")
+
+
+def seeing(folder: Path, context: int = 1024) -> Native:
+    tokenizer = ChatTokenizer(folder)
+    backbone = Backbone.open(folder, dtype="fp32")
+    shades = Shades(tokenizer.id_of("<image>"), backbone.config.hidden_size)
+    return Native("tiny", backbone, tokenizer, context, Sampling(), shades)
+
+
+def computed(engine: Native) -> int:
+    return engine._encoder.computed  # type: ignore[union-attr]
+
+
+TWO = Message.user(picture(3, 1, 4), "beside", picture(1, 5), "What?")
+
+
+def ended(events: list) -> Done:
+    assert isinstance(events[-1], Done)
+    return events[-1]
+
+
+def test_what_a_slot_holds_reaches_the_answer(sighted: Path) -> None:
+    engine = seeing(sighted)
+    assert engine.accepts == {Text, Image}
+    shown = [picture(*rows) for rows in ([1, 2], [2, 1], [1, 3], [7, 7])]
+    answers = {text_of(engine.stream([Message.user(one, "What?")], GREEDY)) for one in shown}
+    assert len(answers) >= 3
+
+
+@pytest.mark.parametrize("portion", [1, 2, 3, 5, 512])
+def test_portions_of_a_prompt_may_end_inside_a_slot(
+    sighted: Path, portion: int, monkeypatch
+) -> None:
+    whole = list(seeing(sighted).stream([TWO], GREEDY))
+    monkeypatch.setattr("lfm2_mm.engines.native.PREFILL", portion)
+    parts = list(seeing(sighted).stream([TWO], GREEDY))
+    assert text_of(parts) == text_of(whole)
+    assert ended(parts).usage == ended(whole).usage
+    assert ended(whole).usage.image_tokens == 5
+
+
+def test_a_follow_up_reads_only_what_is_new_and_encodes_nothing(sighted: Path) -> None:
+    engine = seeing(sighted)
+    answer = text_of(engine.stream([TWO], GREEDY))
+    assert computed(engine) == 5
+    longer = [TWO, Message.assistant(answer), Message.user("And then?")]
+    again, anew = (list(e.stream(longer, GREEDY)) for e in (engine, seeing(sighted)))
+    assert text_of(again) == text_of(anew)
+    assert computed(engine) == 5
+    assert ended(again).usage.reused_tokens > ended(anew).usage.reused_tokens == 0
+    assert ended(again).timings.vision_s == 0.0
+
+
+def test_another_picture_of_the_same_size_is_not_taken_for_the_first(sighted: Path) -> None:
+    engine = seeing(sighted)
+    list(engine.stream([TWO], GREEDY))
+    other = [Message.user(picture(3, 1, 4), "beside", picture(1, 6), "What?")]
+    events = list(engine.stream(other, GREEDY))
+    assert text_of(events) == text_of(seeing(sighted).stream(other, GREEDY))
+    assert computed(engine) == 5 + 2  # the first picture is in the state
+
+
+def test_a_stop_between_portions_stops_the_work(sighted: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lfm2_mm.engines.native.PREFILL", 4)
+    wanted = list(seeing(sighted).stream([TWO], GREEDY))
+    steps = [e for e in wanted if isinstance(e, Progress)]
+    assert [(s.what, s.done) for s in steps[:5]] == [("vision", n) for n in range(5)]
+    assert {s.what for s in steps[5:]} == {"prompt"} and steps[4].total == 5
+    for stop in range(len(steps)):
+        engine = seeing(sighted)
+        stream = engine.stream([TWO], GREEDY)
+        for _ in range(stop + 1):
+            next(stream)
+        stream.close()  # type: ignore[attr-defined]
+        assert computed(engine) == min(stop, 5)
+        assert text_of(engine.stream([TWO], GREEDY)) == text_of(wanted)
+
+
+def test_a_context_that_is_too_short_is_told_before_anything_is_encoded(sighted: Path) -> None:
+    engine = seeing(sighted, context=40)
+    with pytest.raises(ContextExceeded, match=r"tokens long, 60 of them for pictures.* at most 39"):
+        engine.stream([Message.user(picture(*range(60)), "What?")], GREEDY)
+    assert computed(engine) == 0

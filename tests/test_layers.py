@@ -65,6 +65,7 @@ def test_the_walk_sees_imports_inside_functions_and_relative_ones(tmp_path: Path
         "lfm2_mm.checkpoint",
         "lfm2_mm.prompt",
         "lfm2_mm.pictures",
+        "vision",
         "vision.tiling",
         "vision.settings",
         "retrieval",

@@ -9,12 +9,17 @@ import pytest
 
 PUBLIC = {
     "lfm2_mm": """
-        Audio AudioChunk Done Image LfmError Message Sampling Text TextDelta Usage __version__
+        Audio AudioChunk Done Image LfmError Message Progress Sampling Text TextDelta Usage
+        __version__
     """,
     "retrieval": """
         Batch Damage Encoder Evaluation Fusion Hit Index Info Match Progress Recall Report
         Skipped Source
         encode_segment evaluate fingerprint_of maxsim open open_encoder
+    """,
+    "vision": """
+        PRESETS Chat Grid ImageRule Size TilePlan TokenBudget VisionEncoder
+        open plan_all plan_tiles read_rule
     """,
 }
 
