@@ -119,6 +119,15 @@ class TestRemembering:
         assert ours.computed == 1 + len(plan.crops)
         assert len(whole) == plan.tokens
 
+    def test_who_takes_the_last_piece_and_leaves_loses_nothing(self) -> None:
+        ours, image = encoder(), Image.open(pixels(64, 96))
+        plan = planned(image)
+        pieces = ours.pieces(image, plan)
+        assert len(next(pieces)) == plan.tokens
+        pieces.close()
+        ours.encode(image, plan)
+        assert ours.computed == 1
+
     def test_memory_is_bounded_and_the_least_used_goes(self) -> None:
         images = [Image.open(pixels(64, 64, seed=seed)) for seed in range(3)]
         plan = planned(images[0])

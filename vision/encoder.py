@@ -71,8 +71,9 @@ class VisionEncoder:
         crops = cut(image, plan)
         for some, size in batches(plan.crops, self.together, plan.rule):
             done.append(self._run(crops[some], size, plan.rule))
+            if some.stop == len(crops):  # before the last piece: who has it may not come back
+                self.cache.put(key, torch.cat(done))
             yield done[-1]
-        self.cache.put(key, torch.cat(done))
 
     def _check(self, rule: ImageRule) -> None:
         config = self.model.config
