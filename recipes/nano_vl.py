@@ -21,10 +21,10 @@ import torch
 from nano_vl_batches import Batches, Part, chat, vocabulary
 from nano_vl_files import save_folder
 from nano_vl_model import (
+    Attentions,
     NanoVL,
     Shape,
     cross_entropy_of_labels,
-    full_attention_precision,
 )
 from nano_vl_scenes import Gallery
 from nano_vl_tokens import Scribe, make_tokenizer
@@ -38,8 +38,10 @@ from lfm2_mm.errors import BadInput
 
 SAVE_EVERY = 180  # seconds
 BLANK_CELL, BLANK_PATCH = 0.25, 0.25
+GUIDED = 0.5
 RAMP, FALL = 100, 600  # steps: the rate rises for some, and falls with the root after others
 APART = 100  # steps after the warm-up
+HEARD = 0.1  # of the answers' gradient: more of it, as noisy as it is, unteaches the tower letters
 # What a run may change when it goes on.
 FREE = ("data", "out", "minutes", "steps", "finish", "report", "threads", "device")
 
@@ -48,22 +50,26 @@ class Loss:
     """Answers' cross-entropy, and that of labels under the tower."""
 
     def __init__(self, model: NanoVL, opening: list[int], device: str) -> None:
-        self.model, self.device = model, device
+        self.model, self.device, self.attentions = model, device, Attentions()
         self.opening = torch.tensor(opening, device=device)
 
     def __call__(self, part: Part, apart: bool = False) -> tuple[Tensor, dict[str, float]]:
         """`apart`: answers teach the backbone but not yet the tower, which knows better."""
-        seen, loss, told = None, torch.zeros((), device=self.device), {}
+        seen, loss = None, torch.zeros((), device=self.device)
+        told: dict[str, float] = {}
         with torch.autocast(self.device, torch.bfloat16):
             if part.patches is not None:
                 features = self.model.see(part.patches.to(self.device), part.rows, part.columns)
                 loss, told = self.labels(part, features)
                 if part.ids is not None:
-                    shown = features.detach() if apart else features
+                    shown = features.detach().lerp(features, 0.0 if apart else HEARD)
                     seen = self.model.vision.projector(shown, part.rows, part.columns)
             if part.ids is not None and part.answers is not None:
                 answer, right = self.answers(part, seen)
                 loss, told = loss + answer, told | {"answer": answer.item(), "token": right}
+                if part.looks is not None and (part.looks >= 0).any():
+                    guidance = self.guidance(part.looks.to(self.device))
+                    loss, told = loss + GUIDED * guidance, told | {"look": guidance.item()}
         return loss, told
 
     def labels(self, part: Part, features: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -87,9 +93,17 @@ class Loss:
                 )
         return loss, told
 
+    def guidance(self, looks: Tensor) -> Tensor:
+        """Each letter is to be read where it lies: attention is told so, as dense labels tell the
+        tower. Without it the backbone finds the place of the first letter late."""
+        rows, places = (looks >= 0).nonzero(as_tuple=True)
+        asked = self.attentions.asked[-1][0].shape[2] - looks.shape[1] + places - 1
+        return self.attentions.guidance(rows, asked, len(self.opening) + looks[rows, places])
+
     def answers(self, part: Part, seen: Tensor | None) -> tuple[Tensor, float]:
         assert part.ids is not None and part.answers is not None
         ids, answers = part.ids.to(self.device), part.answers.to(self.device)
+        self.attentions.asked.clear()
         hidden = self.model.read(self.opening, seen, ids)
         wanted = ids[:, 1:][answers[:, 1:]]
         logits = self.model.backbone.logits(hidden[:, :-1][answers[:, 1:]]).float()
@@ -109,7 +123,10 @@ class Means:
             self.values[f"{name}.{key}"] = self.keep * old + (1 - self.keep) * value
 
     def __str__(self) -> str:
-        return " ".join(f"{key} {value:.3f}" for key, value in sorted(self.values.items()))
+        told = {
+            key: v for key, v in self.values.items() if key.endswith((".token", ".cells", ".look"))
+        }
+        return " ".join(f"{key} {value:.3f}" for key, value in sorted(told.items()))
 
 
 def prepare(args: argparse.Namespace) -> tuple[Batches, Tokenizer]:
@@ -167,10 +184,13 @@ def train(args: argparse.Namespace, say: Callable[[str], None]) -> Training:
     return training
 
 
-def factor(args: argparse.Namespace, step: int, begun: int) -> float:
-    """The rate's: a ramp up, a slow fall that knows no end, and one to 0 where the run ends."""
-    level = min(1.0, (step + 1) / RAMP, (FALL / (step + 1)) ** 0.5)
-    return level * max(0.0, 1 - (step - begun) / args.finish) if args.finish else level
+def factors(args: argparse.Namespace, step: int, begun: int) -> tuple[float, float]:
+    """The rate's, of the tower and of the rest, each by its own age: a ramp up, a slow fall that
+    knows no end, and one to 0 where the run ends."""
+    end = max(0.0, 1 - (step - begun) / args.finish) if args.finish else 1.0
+    ages = (step + 1, step + 1 - args.warm_up)
+    tower, rest = (min(1.0, age / RAMP, (FALL / age) ** 0.5) if age > 0 else 0.0 for age in ages)
+    return tower * end, rest * end
 
 
 def run(
@@ -186,7 +206,7 @@ def run(
         training.save(state, {"seconds": f"{seconds:.1f}", "begun": str(begun)})
 
     try:
-        with full_attention_precision():
+        with loss_of.attentions.watched():
             while True:
                 seconds = spent + time.process_time() - start
                 done = training.step >= last if last else seconds > 60 * args.minutes
@@ -198,7 +218,7 @@ def run(
                         raise FloatingPointError(f"loss {loss.item()} at step {training.step}")
                     loss.backward()
                     means.add(part.name, told | {"loss": loss.item()})
-                norm = training.update(factor(args, training.step, begun))
+                norm = training.update(*factors(args, training.step, begun))
                 if training.step % args.report == 0:
                     say(f"step {training.step} ({seconds / 60:.1f} min) norm {norm:.2f} {means}")
                 if time.monotonic() - saved > SAVE_EVERY:

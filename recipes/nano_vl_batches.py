@@ -5,7 +5,7 @@ A step's pictures depend on seed and step alone. Knows drawing and tokens; knows
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,20 +14,28 @@ from random import Random
 import numpy as np
 import torch
 from nano_vl_draw import CELL_HEIGHT, CELL_WIDTH, PATCH, Drawing, Shown, by_patch, fill
-from nano_vl_scenes import Gallery, Scenes, bars, clock, flag, photograph, questions
+from nano_vl_scenes import Gallery, Scenes, about, bars, clock, flag, photograph, questions
 from nano_vl_texts import Layout, Turn, form, lines, window
 from nano_vl_tokens import PAD, Scribe, words_of
 from nano_vl_words import Lexicon, rows
 from torch import Tensor
 
+Drawer = Callable[[], tuple[Drawing, list[Turn]]]
+
 PATCHES = 1024  # of one part of a step
 CANVAS, CANVASES = 448, 24  # windows are cut from a few larger sheets, renewed one by one
 STEPS_A_SHEET = 3
 SIZES = {  # rows and columns of tokens, 32 pixels each
-    "crop": ((1, 3), (1, 4), (1, 5), (1, 6), (2, 3), (2, 4), (2, 5), (2, 2)),
+    "crop": ((1, 2), (1, 3), (1, 4), (1, 4), (1, 5), (2, 2), (2, 3), (2, 4)),
     "small": ((4, 4), (2, 8), (3, 6), (4, 6), (4, 8), (5, 5)),
     "middle": ((6, 6), (8, 8), (6, 10), (4, 12), (8, 6), (7, 9), (8, 8)),
     "large": ((10, 10), (12, 12), (12, 16), (16, 12), (14, 14), (16, 16), (16, 16)),
+}
+LAYOUTS = {
+    "crop": Layout(characters=12, lines=1, words=1),
+    "small": Layout(characters=30),
+    "middle": Layout(characters=60),
+    "large": Layout(characters=110),
 }
 SCENE_SIZES = ((4, 4), (4, 4), (5, 5), (6, 6), (8, 8), (4, 6), (6, 4), (8, 6))
 GREETINGS = (
@@ -48,7 +56,8 @@ class Part:
     """Pictures of one shape, or conversation without pictures (`patches` None).
 
     patches (n, rows * columns, 768); cells (n, patches, 8), kinds and colours (n, patches); ids and
-    answers (n, tokens): what follows the picture, and where the model speaks.
+    answers (n, tokens): what follows the picture, and where the model speaks; looks (n, tokens):
+    the token of the picture that a letter is read from, or -1.
     """
 
     name: str
@@ -60,6 +69,7 @@ class Part:
     colours: Tensor | None
     ids: Tensor | None = None
     answers: Tensor | None = None
+    looks: Tensor | None = None
 
 
 def chat(data: Path) -> list[Turn]:
@@ -147,8 +157,8 @@ class Batches:
             yield self.windows(random, step)
             yield self.windows(random, step) if step % 3 else self.scene(random, asked=False)
             return
-        yield self.reading(random, step, lines if random.random() < 0.75 else form)
-        yield self.reading(random, step, lines if random.random() < 0.6 else form)
+        yield self.reading(random, step, "lines", crop=random.random() < self.cropped(step))
+        yield self.reading(random, step, "lines" if random.random() < 0.6 else "form")
         yield self.scene(random, asked=True)
         if step % 2:
             yield self.windows(random, step)
@@ -156,6 +166,10 @@ class Batches:
             yield self.other(random)
         if step % 10 == 5:
             yield self.conversation(random)
+
+    def cropped(self, step: int) -> float:
+        """How often the first part to read is of single words: at first always."""
+        return max(0.2, min(1.0, 1.5 - 2 * (step - self.warm_up) / max(1, self.horizon)))
 
     def sheet(self, index: int) -> Sheet:
         """One of the sheets that windows are cut from; drawn anew when it is not kept."""
@@ -177,20 +191,15 @@ class Batches:
             shown.append(sheet.cut(x, y, width, height))
         return self.part("window", shown, None)
 
-    def reading(self, random: Random, step: int, draw) -> Part:
+    def reading(self, random: Random, step: int, name: str, crop: bool = False) -> Part:
         progress = min(1.0, (step - self.warm_up) / max(1, self.horizon))
-        shares = {
-            "crop": max(0.15, 0.7 - 1.2 * progress), "small": 0.25,
-            "middle": 0.1 + 0.25 * progress, "large": 0.05 + 0.3 * progress,
-        }  # fmt: skip
-        kind = random.choices(tuple(shares), tuple(shares.values()))[0]
-        if kind == "crop":
-            draw = lines
+        shares = {"small": 0.4, "middle": 0.1 + 0.25 * progress, "large": 0.05 + 0.3 * progress}
+        kind = "crop" if crop else random.choices(tuple(shares), tuple(shares.values()))[0]
         height, width = random.choice(SIZES[kind])
-        characters = {"crop": 10, "small": 30, "middle": 60, "large": 110}[kind]
-        layout = Layout(characters=characters)
+        layout = LAYOUTS[kind]
+        draw = form if name == "form" and not crop else lines
         drawer = partial(draw, random, self.lexicon, 32 * height, 32 * width, layout)
-        return self.drawn(f"{draw.__name__}-{kind}", drawer, height, width)
+        return self.drawn(f"{name}-{kind}", drawer, height, width)
 
     def scene(self, random: Random, asked: bool) -> Part:
         height, width = random.choice(SCENE_SIZES)
@@ -200,6 +209,10 @@ class Batches:
             drawer = self.scenes.shapes if kind < 0.75 else self.scenes.pictures
             drawing, things = drawer(random, 32 * height, 32 * width)
             turns = questions(random, things, 5)
+            for question, _, _ in turns:
+                thing = about(question, things)
+                if thing:
+                    drawing.written[question] = [drawing.things[things.index(thing)][0]]
             if random.random() < 0.03:
                 turns[-1:] = [("Read the text.", "There is no text.", False)]
             return drawing, turns
@@ -223,8 +236,9 @@ class Batches:
         ids, answers = self.spoken(turns, picture=False)
         return Part("chat", 0, 0, None, None, None, None, ids, answers)
 
-    def drawn(self, name: str, draw, height: int, width: int, asked: bool = True) -> Part:
-        shown, turns = [], []
+    def drawn(self, name: str, draw: Drawer, height: int, width: int, asked: bool = True) -> Part:
+        shown: list[Shown] = []
+        turns: list[list[Turn]] = []
         for _ in range(max(1, PATCHES // (4 * height * width))):
             drawing, spoken = draw()
             shown.append(drawing.shown(32 * height, 32 * width))
@@ -233,14 +247,20 @@ class Batches:
 
     def part(self, name: str, shown: list[Shown], turns: list[list[Turn]] | None) -> Part:
         height, width, _ = shown[0].pixels.shape
-        ids, answers = self.spoken(turns, picture=True) if turns else (None, None)
+        ids, answers, looks = None, None, None
+        if turns:
+            ids, answers = self.spoken(turns, picture=True)
+            looks = torch.full_like(ids, -1)
+            for i, (each, one) in enumerate(zip(turns, shown, strict=True)):
+                row = self.scribe.looks(each, one.places)
+                looks[i, : len(row)] = torch.tensor(row)
         return Part(
             name, height // PATCH, width // PATCH,
             torch.from_numpy(np.stack([s.patches() for s in shown])),
             torch.from_numpy(np.stack([s.cells for s in shown])).long(),
             torch.from_numpy(np.stack([s.kinds for s in shown])).long(),
             torch.from_numpy(np.stack([s.colours for s in shown])).long(),
-            ids, answers,
+            ids, answers, looks,
         )  # fmt: skip
 
     def spoken(self, turns: list[list[Turn]], picture: bool) -> tuple[Tensor, Tensor]:

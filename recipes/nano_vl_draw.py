@@ -7,6 +7,7 @@ picture's pixels and laid on the patches of the shown one at the end.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 PATCH, CELL_WIDTH, CELL_HEIGHT = 16, 4, 8  # a patch holds 2 x 4 cells
 CELLS = 8
+TOKEN = 32
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -28,6 +30,7 @@ class Drawing:
     image: Image.Image
     characters: list[tuple[Box, int]] = field(default_factory=list)
     things: list[tuple[Box, int, int]] = field(default_factory=list)
+    written: dict[str, list[Box | None]] = field(default_factory=dict)  # where letters lie
 
     def __post_init__(self) -> None:
         self.pen = ImageDraw.Draw(self.image)
@@ -45,11 +48,16 @@ class Drawing:
         x, y = round(x), round(y)
         self.pen.text((x, y), text, font=font.face, fill=colour)
         right = float(x)
+        boxes: list[Box | None] = []
         for character in text:
             left, right = right, right + font.advance(character)
+            boxes.append(None)
             if character in CLASS_OF:
                 top, bottom = font.extent(character)
-                self.characters.append(((left, y + top, right, y + bottom), CLASS_OF[character]))
+                box = (left, y + top, right, y + bottom)
+                boxes[-1] = box
+                self.characters.append((box, CLASS_OF[character]))
+        self.written.setdefault(text, boxes)
         return (x, y, right, y + font.ascent + font.descent)
 
     def shown(self, height: int, width: int) -> Shown:
@@ -66,17 +74,33 @@ class Drawing:
         for box, kind, colour in self.things:
             fill(kinds, box, (scale[0] / PATCH, scale[1] / PATCH), kind)
             fill(colours, box, (scale[0] / PATCH, scale[1] / PATCH), colour)
-        return Shown(np.asarray(image), by_patch(cells), kinds.ravel(), colours.ravel())
+        places = {
+            text: [token_of(box, scale, width) for box in boxes]
+            for text, boxes in self.written.items()
+        }
+        return Shown(np.asarray(image), by_patch(cells), kinds.ravel(), colours.ravel(), places)
+
+    def join(self, texts: Sequence[str]) -> str:
+        """Texts as lines of one text, which lies where they lie."""
+        whole, boxes = "\n".join(texts), list[Box | None]()
+        for text in texts:
+            boxes += [*self.written.get(text, [None] * len(text)), None]
+        self.written[whole] = boxes[:-1]
+        return whole
 
 
 @dataclass(frozen=True)
 class Shown:
-    """pixels (height, width, 3) uint8; cells (patches, 8), kinds and colours (patches,): labels."""
+    """pixels (height, width, 3) uint8; cells (patches, 8), kinds and colours (patches,): labels.
+
+    `places`: for each text that was written, which token of the picture each letter lies on.
+    """
 
     pixels: np.ndarray
     cells: np.ndarray
     kinds: np.ndarray
     colours: np.ndarray
+    places: Mapping[str, list[int]] = field(default_factory=dict)
 
     def patches(self) -> np.ndarray:
         """(patches, 768) float32 in -1..1, ordered as by the published processor."""
@@ -84,6 +108,14 @@ class Shown:
         cut = self.pixels.reshape(height // PATCH, PATCH, width // PATCH, PATCH, 3)
         flat = cut.transpose(0, 2, 1, 3, 4).reshape(-1, PATCH * PATCH * 3)
         return flat.astype(np.float32) * np.float32(2 / 255) - 1
+
+
+def token_of(box: Box | None, scale: tuple[float, float], width: int) -> int:
+    """The token (32 x 32 pixels) under the middle of a box; -1 for none."""
+    if box is None:
+        return -1
+    x, y = (box[0] + box[2]) / 2 * scale[0], (box[1] + box[3]) / 2 * scale[1]
+    return int(y // TOKEN) * (width // TOKEN) + int(min(x, width - 1) // TOKEN)
 
 
 def fill(grid: np.ndarray, box: Box, scale: tuple[float, float], label: int) -> None:
@@ -133,7 +165,7 @@ def blank(random: Random, height: int, width: int, paper: Colour) -> Drawing:
         along = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
         if random.random() < 0.5:
             along = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
-        ground += along * np.float32([random.uniform(-25, 25) for _ in range(3)])
+        ground += along * np.array([random.uniform(-25, 25) for _ in range(3)], np.float32)
     else:
         grain = np.random.default_rng(random.getrandbits(32))
         step = random.choice((1, 2, 4))

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
 from nano_vl_draw import Drawing, Shown, blank, ink_and_paper
-from nano_vl_scenes import Scenes, ask
-from nano_vl_texts import Turn, fitting
+from nano_vl_scenes import CANNOT_TELL, UNTOLD, Scenes, ask
+from nano_vl_texts import Layout, Turn, fitting, form
 from nano_vl_tokens import END, Scribe
 from nano_vl_words import Lexicon
+from PIL import Image
 from torch import Tensor
 
 from lfm2_mm.backbone import Backbone
@@ -71,7 +73,7 @@ def page(
     drawing = blank(random, side, side, paper)
     face = lexicon.face(random, size)
     step = (face.ascent + face.descent) * random.uniform(1.1, 1.8)
-    texts = []
+    texts: list[str] = []
     while len(texts) < words:
         text = fitting(random, lexicon, face, side - 20, 1)
         if text:
@@ -94,6 +96,38 @@ def page_items(
     for _ in range(count):
         drawing, texts = page(random, lexicon, size, words=words)
         items.append(Item(drawing.shown(side, side), "Read the text.", "\n".join(texts)))
+    return items
+
+
+def field_items(lexicon: Lexicon, count: int, seed: int) -> list[Item]:
+    """Forms of 512 x 512 pixels in fonts of 20 to 36, shown with 256 tokens; one value is asked."""
+    random, items = Random(f"held out/{seed}/form"), list[Item]()
+    for _ in range(count):
+        drawing, turns = form(random, lexicon, 512, 512, Layout(least=20, most=36), scales=(1,))
+        items.append(Item(drawing.shown(512, 512), turns[0][0], turns[0][1]))
+    return items
+
+
+def picture_items(scenes: Scenes, count: int, seed: int) -> list[Item]:
+    """What a small picture shows: known ones, in places, sizes and company not met before."""
+    random, items = Random(f"held out/{seed}/pictures"), list[Item]()
+    while len(items) < count:
+        side = random.choice((4, 6, 8))
+        drawing, things = scenes.pictures(random, 32 * side, 32 * side)
+        turn = ask(random, things, "what")
+        if turn:
+            items.append(Item(drawing.shown(32 * side, 32 * side), turn[0], turn[1]))
+    return items
+
+
+def photograph_items(data: Path) -> list[Item]:
+    """Questions about the photographs of the data folder: no answer but a modest one is right."""
+    items = []
+    for name in ("astronaut", "chelsea_cat", "coffee_cup"):
+        with Image.open(data / f"vision/fixtures/{name}.jpg") as image:
+            photograph = image.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR)
+        shown = Drawing(photograph).shown(256, 256)
+        items += [Item(shown, question, CANNOT_TELL) for question in UNTOLD]
     return items
 
 

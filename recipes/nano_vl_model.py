@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from nano_vl_draw import CELLS
@@ -109,21 +110,49 @@ class NanoVL(nn.Module):
 QUIET = ("out_proj.weight", "fc2.weight", "w2.weight")  # what a block adds starts small
 
 
-@contextmanager
-def full_attention_precision() -> Iterator[None]:
-    """Attention in float32 under autocast: in bfloat16 it is slower on a CPU, several times for
-    short sequences."""
-    plain = F.scaled_dot_product_attention
+class Attentions:
+    """Stands in for attention while training: in float32, and remembering what causal layers ask.
 
-    def precise(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
+    Under autocast attention would be in bfloat16, which on a CPU is slower, several times for short
+    sequences. `asked` holds queries and keys of the backbone's last pass, layer by layer.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            return plain(q.float(), k.float(), v.float(), **options)  # type: ignore[arg-type]
+            q, k, v = q.float(), k.float(), v.float()
+            if options.get("is_causal"):
+                self.asked.append((q, k))
+            return PLAIN_ATTENTION(q, k, v, **options)
 
-    F.scaled_dot_product_attention = precise  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = plain  # type: ignore[assignment]
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        F.scaled_dot_product_attention = self  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            F.scaled_dot_product_attention = PLAIN_ATTENTION
+
+    def guidance(self, rows: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
+        """Cross-entropy of where the last two layers look, against where they should.
+
+        One group of heads is guided, those that share the first key head. rows, queries, keys (m,):
+        in the row, the query at one position should look at the key at another.
+        """
+        losses = []
+        for q, k in self.asked[-2:]:
+            heads = q.shape[1] // k.shape[1]
+            some = q[rows, :heads, queries]  # (m, heads, dim)
+            scores = torch.einsum("mhd,mtd->mht", some, k[rows, 0]) * q.shape[-1] ** -0.5
+            later = torch.arange(k.shape[2], device=q.device) > queries[:, None]
+            scores = scores.masked_fill(later[:, None], float("-inf"))
+            losses.append(F.cross_entropy(scores.flatten(0, 1), keys.repeat_interleave(heads)))
+        return torch.stack(losses).mean()
+
+
+PLAIN_ATTENTION = F.scaled_dot_product_attention
 
 
 def cross_entropy_of_labels(logits: Tensor, labels: Tensor, blank: float) -> Tensor:

@@ -324,6 +324,21 @@ def ask_relation(random: Random, alone: list[Thing]) -> Turn | None:
     )
 
 
+def about(question: str, things: list[Thing]) -> Thing | None:
+    """The one thing that must be looked at to answer; None where there is no such."""
+    words = question.removesuffix("?")
+    if words in ("What is this", "What is in the picture"):
+        return things[0]
+    if words.startswith("What is at the "):
+        place = words.removeprefix("What is at the ")
+        return next((thing for thing in things if PLACES[thing.place] == place), None)
+    for relation in (" left of ", " right of ", " above ", " below "):
+        words = words.split(relation)[0]
+    found = [thing for thing in things if words.endswith(f" {thing.name}")]
+    found = found or [thing for thing in things if words.endswith(f" the {thing.shape}")]
+    return found[0] if len(found) == 1 else None
+
+
 KINDS_OF_QUESTION = ("what", "many", "colour", "where", "is_there", "relation")
 
 
@@ -408,12 +423,14 @@ def photograph(random: Random, height: int, width: int) -> tuple[Drawing, list[T
         side = 3 * 2**octave
         rough = np.tanh(random.choice((1, 3)) * grain.standard_normal((side, side, 3), np.float32))
         if random.random() < 0.5:
-            rough = rough.mean(2, keepdims=True) * np.float32([1, random.random(), random.random()])
-        small = Image.fromarray(np.uint8(127 + 80 * np.clip(rough, -1.5, 1.5)))
+            rough = rough.mean(2, keepdims=True) * np.array(
+                [1, random.random(), random.random()], np.float32
+            )
+        small = Image.fromarray((127 + 80 * np.clip(rough, -1.5, 1.5)).astype(np.uint8))
         ways = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
         large = small.resize((width, height), random.choice(ways))
         total += (np.asarray(large, np.float32) - 127) * 2 ** (-steepness * octave)
-    middle = np.float32([random.uniform(60, 190) for _ in range(3)])
+    middle = np.array([random.uniform(60, 190) for _ in range(3)], np.float32)
     pixels = np.clip(total * random.uniform(0.5, 1.3) + middle, 0, 255).astype(np.uint8)
     asked = random.sample(UNTOLD, 2)
     return Drawing(Image.fromarray(pixels)), [(q, CANNOT_TELL, False) for q in asked]

@@ -5,6 +5,7 @@ Each drawer takes its randomness from the caller: the same seed draws the same p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -92,6 +93,8 @@ class Layout:
     least: int = 10  # size of the font
     most: int = 44
     characters: int = 60  # on the whole picture, about
+    lines: int = 8
+    words: int = 4  # of a line
 
 
 def lines(
@@ -104,14 +107,15 @@ def lines(
     face = lexicon.face(random, round(text_size(random, layout.least, most) * scale))
     step = (face.ascent + face.descent) * random.uniform(1.0, 1.7)
     room = max(1, int(drawing.height / step))
-    texts, left = [], layout.characters
-    for _ in range(random.randint(1, min(room, 8))):
+    texts: list[str] = []
+    left = layout.characters
+    for _ in range(random.randint(1, min(room, layout.lines))):
         text = fitting(
             random,
             lexicon,
             face,
             drawing.width - 8,
-            random.randint(1, 1 if layout.characters < 12 else 4),
+            random.randint(1, layout.words),
         )
         if not text or (texts and len(text) > left):
             break
@@ -127,12 +131,12 @@ def lines(
         drawing.write(2 + spare * part * (0.3 if straight else 1), y, text, face, ink)
         y += step
     worn(random, drawing)
-    return drawing, reading(random, texts)
+    return drawing, reading(random, texts, drawing.join(texts))
 
 
-def reading(random: Random, texts: list[str]) -> list[Turn]:
+def reading(random: Random, texts: list[str], joined: str) -> list[Turn]:
     whole = random.choice(("Read the text.", "Read the text.", "What does it say?", "Read this."))
-    turns: list[Turn] = [(whole, "\n".join(texts), True)]
+    turns: list[Turn] = [(whole, joined, True)]
     if len(texts) > 1 and random.random() < 0.5:
         place = random.randrange(min(len(texts), len(ORDINALS)))
         one = (f"Read the {ORDINALS[place]} line.", texts[place], True)
@@ -158,10 +162,14 @@ def paper(random: Random, height: int, width: int, scale: float) -> tuple[Drawin
 
 
 def form(
-    random: Random, lexicon: Lexicon, height: int, width: int, layout: Layout
-) -> tuple[Drawing, list[Turn]]:
-    """A receipt, menu or form: names and values in lines, asked for some of the values."""
-    scale = random.choice((1, 1, 1.5, 2))
+    random: Random, lexicon: Lexicon, height: int, width: int, layout: Layout,
+    scales: Sequence[float] = (1, 1, 1.5, 2),
+) -> tuple[Drawing, list[Turn]]:  # fmt: skip
+    """A receipt, menu or form: names and values in lines, asked for some of the values.
+
+    `scales`: how much larger than shown it may be drawn.
+    """
+    scale = random.choice(scales)
     drawing, ink = paper(random, height, width, scale)
     most = min(layout.most, width // 7)
     face = lexicon.face(

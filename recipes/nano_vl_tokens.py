@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -111,3 +111,24 @@ class Scribe:
             ids += self.newline
             answers += [False] * len(self.newline)
         return ids, answers
+
+    def looks(
+        self, turns: Iterable[tuple[str, str, bool]], places: Mapping[str, list[int]]
+    ) -> list[int]:
+        """For each id of `turns`, the token of the picture to look at for it; -1 for none.
+
+        `places`: of a written text, a token for each letter; of a question, the one to look at.
+        """
+        found: list[int] = []
+        for i, turn in enumerate(turns):
+            ids, answers = self.turns([turn], picture=i == 0)
+            if i:  # the later turns begin where the first one has its picture's end
+                ids, answers = ids[1:], answers[1:]
+            own = [-1] * len(ids)
+            start, end = answers.index(True), len(answers) - 2  # without the end mark
+            if turn[2] and turn[1].isascii() and turn[1] in places:
+                own[start:end] = places[turn[1]]
+            elif turn[0] in places:
+                own[start:end] = places[turn[0]] * (end - start)
+            found += own
+        return found

@@ -7,8 +7,9 @@ matrix is made orthogonal by five Newton-Schulz steps before it is taken.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from nano_vl_model import hidden_matrices
@@ -37,21 +38,33 @@ class Training:
         rest = {name: p for name, p in self.named.items() if name not in self.momentum}
         self.adam = torch.optim.AdamW(
             [
-                {"params": [p for p in rest.values() if p.dim() > 1], "weight_decay": 0.01},
-                {"params": [p for p in rest.values() if p.dim() <= 1], "weight_decay": 0.0},
+                {
+                    "params": [
+                        p for name, p in rest.items()
+                        if is_late(name) == late and (p.dim() > 1) == matrix
+                    ],
+                    "weight_decay": 0.01 if matrix else 0.0, "late": late,
+                }
+                for late in (False, True) for matrix in (False, True)
             ],
             lr=rest_rate, betas=(0.9, 0.98), eps=1e-8, fused=True,
         )  # fmt: skip
         self.averages = {name: p.detach().clone() for name, p in self.named.items()}
 
-    def update(self, factor: float) -> float:
-        """One step down the gradients that are there, which are then cleared; their norm."""
+    def update(self, factor: float, late: float) -> float:
+        """One step down the gradients that are there, which are then cleared; their norm.
+
+        The rate's factor of what is trained from the beginning, and of what is trained later.
+        """
         given = [p for p in self.named.values() if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(given, self.clip))
         for group in self.adam.param_groups:
-            group["lr"] = self.rest_rate * factor
+            group["lr"] = self.rest_rate * (late if group["late"] else factor)
         self.adam.step()
-        self._muon([n for n in self.momentum if self.named[n].grad is not None], factor)
+        self._muon({
+            name: self.rate * (late if is_late(name) else factor)
+            for name in self.momentum if self.named[name].grad is not None
+        })  # fmt: skip
         for parameter in given:
             parameter.grad = None
         self.step += 1
@@ -59,15 +72,15 @@ class Training:
         return norm
 
     @torch.no_grad()
-    def _muon(self, names: list[str], factor: float) -> None:
-        if not names:
+    def _muon(self, rates: Mapping[str, float]) -> None:
+        if not rates:
             return
-        gradients = [self.named[name].grad for name in names]
-        momenta = [self.momentum[name] for name in names]
+        gradients = [cast(Tensor, self.named[name].grad) for name in rates]
+        momenta = [self.momentum[name] for name in rates]
         torch._foreach_lerp_(momenta, gradients, 0.05)
         looked_ahead = torch._foreach_lerp(momenta, gradients, 0.05)
-        rate = self.rate * factor
-        for name, direction in zip(names, directions(looked_ahead), strict=True):
+        turned = directions(looked_ahead)
+        for (name, rate), direction in zip(rates.items(), turned, strict=True):
             self.named[name].mul_(1 - rate * 0.01).sub_(direction, alpha=rate)
 
     @torch.no_grad()
@@ -123,7 +136,12 @@ class Training:
         return notes
 
 
-def directions(matrices: list[Tensor]) -> list[Tensor]:
+def is_late(name: str) -> bool:
+    """Whether this is trained by answers alone, after the tower's warm-up."""
+    return name.startswith(("backbone.", "vision.projector."))
+
+
+def directions(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Each matrix made orthogonal in its square blocks, scaled to the size of AdamW's steps.
 
     Projections that lie in one matrix (queries, keys, values; gates) are so turned apart, and
