@@ -13,7 +13,7 @@ from lfm2_mm.checkpoint import locate
 from lfm2_mm.errors import BadInput
 from lfm2_mm.weights import read_json
 from retrieval.colbert_files import MODULES, SETTINGS, is_colbert
-from retrieval.colbert_tokenizer import Token
+from retrieval.colbert_tokenizer import ColbertTokenizer, Token
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +59,26 @@ class Encoder(Protocol):
     def document_tokens(self, text: str) -> list[Token]:
         """What each row of the document's vectors stands for."""
         ...
+
+
+class OfFolder:
+    """What every encoder over a checkpoint folder tells in the same way."""
+
+    tokenizer: ColbertTokenizer
+    folder: Path
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.folder)
+
+    def count_tokens(self, text: str) -> int:
+        return self.tokenizer.count(text)
+
+    def query_tokens(self, text: str) -> list[Token]:
+        return self.tokenizer.query_tokens(text)
+
+    def document_tokens(self, text: str) -> list[Token]:
+        return self.tokenizer.document_tokens(text)
 
 
 def open_encoder(

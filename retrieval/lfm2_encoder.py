@@ -20,8 +20,8 @@ from lfm2_mm.backbone import Backbone
 from lfm2_mm.errors import BadInput, CheckpointDamaged
 from lfm2_mm.weights import read_json, read_tensors
 from retrieval.colbert_files import Projection, read_projections, read_settings
-from retrieval.colbert_tokenizer import ColbertTokenizer, Marked, Token
-from retrieval.encoder import Progress, fingerprint_of
+from retrieval.colbert_tokenizer import ColbertTokenizer, Marked
+from retrieval.encoder import OfFolder, Progress
 
 CAUSAL = ("Lfm2Model", "Lfm2ForCausalLM", "Lfm2MoeModel", "Lfm2MoeForCausalLM")
 BIDIRECTIONAL = "Lfm2BidirectionalModel"
@@ -33,7 +33,7 @@ PADDING = 0.2  # share of a text's row that may be padding: padding is work too
 WINDOW = 4096  # texts that are tokenized and sorted by length together
 
 
-class Lfm2Encoder:
+class Lfm2Encoder(OfFolder):
     """The `Encoder` over a folder saved by PyLate around an LFM2 trunk."""
 
     def __init__(self, folder: Path, *, name: str, device: str = "auto", dtype: str = "auto"):
@@ -54,11 +54,7 @@ class Lfm2Encoder:
         self.dim = projections[-1].out_features
         self.query_length = self.settings.query_length
         self.document_length = self.settings.document_length
-        self._folder = folder
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint_of(self._folder)
+        self.folder = folder
 
     def encode_queries(self, texts: Sequence[str]) -> list[np.ndarray]:
         """(tokens, dim) float32 for each query, expansion included."""
@@ -73,15 +69,6 @@ class Lfm2Encoder:
             marked = self.tokenizer.documents(texts[start : start + WINDOW])
             vectors += self._encode(marked, queries=False, progress=progress)
         return vectors
-
-    def count_tokens(self, text: str) -> int:
-        return self.tokenizer.count(text)
-
-    def query_tokens(self, text: str) -> list[Token]:
-        return self.tokenizer.query_tokens(text)
-
-    def document_tokens(self, text: str) -> list[Token]:
-        return self.tokenizer.document_tokens(text)
 
     def _encode(
         self, marked: Sequence[Marked], *, queries: bool, progress: Progress | None

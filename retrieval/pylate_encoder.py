@@ -18,14 +18,14 @@ from tokenizers import Tokenizer
 from lfm2_mm.device import Choice, choose, set_threads
 from lfm2_mm.errors import BadInput, CheckpointDamaged, MissingExtra
 from retrieval.colbert_files import Settings, is_colbert, read_projections, read_settings
-from retrieval.colbert_tokenizer import ColbertTokenizer, Marks, Token
-from retrieval.encoder import Progress, fingerprint_of
+from retrieval.colbert_tokenizer import ColbertTokenizer, Marks
+from retrieval.encoder import OfFolder, Progress
 
 DTYPES = ("auto", "fp32", "bf16")
 BATCH = 32  # PyLate's own default
 
 
-class PylateEncoder:
+class PylateEncoder(OfFolder):
     """The `Encoder` over `pylate.models.ColBERT`."""
 
     def __init__(self, folder: Path, *, name: str, device: str = "auto", dtype: str = "auto"):
@@ -48,11 +48,7 @@ class PylateEncoder:
         self.dim = int(self.model[-1].out_features)
         self.query_length = int(self.model.query_length)
         self.document_length = int(self.model.document_length)
-        self._folder = folder
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint_of(self._folder)
+        self.folder = folder
 
     def encode_queries(self, texts: Sequence[str]) -> list[np.ndarray]:
         """(tokens, dim) float32 for each query, expansion included."""
@@ -72,15 +68,6 @@ class PylateEncoder:
             if progress is not None:
                 progress(len(batch))
         return vectors
-
-    def count_tokens(self, text: str) -> int:
-        return self.tokenizer.count(text)
-
-    def query_tokens(self, text: str) -> list[Token]:
-        return self.tokenizer.query_tokens(text)
-
-    def document_tokens(self, text: str) -> list[Token]:
-        return self.tokenizer.document_tokens(text)
 
     def _encode(self, texts: list[str], *, is_query: bool) -> list[np.ndarray]:
         if not texts:

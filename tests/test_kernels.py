@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from retrieval import kernels
+from retrieval import kernel_ir, kernels
 from retrieval.kernel_ir import LANES, Shape
 
 COUNTS = [[1], [0], [3, 1, 7], [0, 5, 0, 2], [4, 8, 12], [512, 1, 180], []]
@@ -107,6 +107,22 @@ def test_the_table_holds_products_from_0_to_1_in_255ths(tokens: int, wide: bool)
     found = np.concatenate(list(loops.table(query, rows)), axis=1)
     assert np.abs(found - exact).max(initial=0) <= 0.51  # rounded to the nearest
     assert tokens < 5 or {0, 255} <= set(found.ravel().tolist())  # both ends were met
+
+
+@pytest.mark.parametrize("loop", ["maxsim", "nearest", "table"])
+def test_the_narrow_loops_suit_a_processor_with_avx_vnni_alone(loop: str) -> None:
+    """Not run here, but compiled for one: byte products in registers of 32 bytes, no wider ones."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_triple("x86_64-unknown-linux-gnu")
+    machine = target.create_target_machine(cpu="alderlake", opt=3)
+    module = llvm.parse_assembly(getattr(kernel_ir, loop)(Shape(128, 8, wide=False)))
+    module.verify()
+    assembly = machine.emit_assembly(module)
+    assert "{vex}\tvpdpbusd\t%ymm" in assembly
+    assert "zmm" not in assembly
 
 
 def test_a_document_is_as_good_as_its_best_entry_in_each_lane() -> None:
