@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ os.environ |= {
 }
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 REFUSED.touch()
+# A shell that starts tests in the background has them ignore Ctrl-C, and so would the children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.offline import sitecustomize  # noqa: E402, F401  (starts watching)
 
