@@ -33,8 +33,7 @@ MAX_BYTES = 128 << 20
 # Other formats that Pillow knows start programs (EPS), or no camera or screen writes them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000")
 READABLE = "JPEG, PNG, WebP, GIF, AVIF, BMP, TIFF, PPM, ICO and JPEG 2000 are read"
-ORIENTATION = 0x0112  # EXIF; the values from 5 on swap height and width
-_warnings = threading.Lock()  # catch_warnings changes what other threads see
+_warnings = threading.Lock()
 
 
 def open_picture(given: object) -> Image:
@@ -66,14 +65,18 @@ class Packed:
 
     data: bytes
     name: str
-    turned: bool  # its rows are columns of the upright picture
+    orientation: int  # EXIF's
 
     def decode(self, height: int, width: int) -> np.ndarray:
         with _told(self.name):
-            picture = _header(self.data)
+            with _silent():
+                picture = _header(self.data)
             if height and width:  # a JPEG can come out at 1/2, 1/4 or 1/8, not below these
-                picture.draft(None, (height, width) if self.turned else (width, height))
-            return rgb.upright_rgb(picture)
+                picture.draft(None, (height, width) if self.orientation > 4 else (width, height))
+            if picture.format in ("TIFF", "ICO"):  # they warn of odd metadata only now
+                with _silent():
+                    picture.load()
+            return rgb.upright_rgb(picture, self.orientation)
 
     def key(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
@@ -98,30 +101,44 @@ def _packed(data: bytes, name: str) -> Image:
         raise BadPicture(f"{name}: nothing is in it")
     if len(data) > MAX_BYTES:
         raise BadPicture(f"{name}: it is larger than {MAX_BYTES >> 20} MiB; save it smaller")
-    with _told(name, data):
+    with _told(name, data), _silent():
         picture = _header(data)
         width, height = _bounded(picture.size, name)
-        turned = _orientation(picture, data) > 4
-        if turned and picture.format != "TIFF":  # Pillow swaps a TIFF's sides by itself
+        orientation = 1 if _upright(picture, data) else rgb.orientation(picture)
+        if orientation > 4:
             height, width = width, height
-        return Image(height, width, Packed(data, name, turned), _remarks(picture, name))
+        remarks = _remarks(picture, name)
+    return Image(height, width, Packed(data, name, orientation), remarks)
 
 
 def _from_pil(picture: Pil.Image) -> Image:
     _bounded(picture.size, "the PIL image")
     with _told("the PIL image"):
-        return _from_pixels(rgb.upright_rgb(picture))
+        with _silent():
+            picture.load()
+            orientation = rgb.orientation(picture)
+        return _from_pixels(rgb.upright_rgb(picture, orientation))
 
 
 def _from_pixels(pixels: np.ndarray) -> Image:
     height, width = _bounded(pixels.shape[:2], "the array")
+    pixels.flags.writeable = False  # the key stays true
     return Image(height, width, Unpacked(pixels))
 
 
 def _header(data: bytes) -> ImageFile:
+    return Pil.open(io.BytesIO(data), formats=FORMATS)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Pillow's warnings of sizes, which are checked here, and of odd metadata, which do no harm.
+
+    One thread at a time, since catch_warnings changes what others see: so not around decoding.
+    """
     with _warnings, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sizes are checked here, odd metadata does no harm
-        return Pil.open(io.BytesIO(data), formats=FORMATS)
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _bounded(size: tuple[int, ...], name: str) -> tuple[int, int]:
@@ -136,12 +153,12 @@ def _bounded(size: tuple[int, ...], name: str) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def _orientation(picture: ImageFile, data: bytes) -> int:
-    """As EXIF says. Pillow decodes a whole PNG to look for it: only where there is some."""
+def _upright(picture: ImageFile, data: bytes) -> bool:
+    """Whether EXIF need not be asked: Pillow turns TIFFs itself, and most PNGs have none."""
     marks = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-    if picture.format == "PNG" and not any(mark in data for mark in marks):
-        return 1
-    return int(picture.getexif().get(ORIENTATION, 1))
+    if picture.format == "PNG":  # all of it would be decoded in search of EXIF
+        return not any(mark in data for mark in marks)
+    return picture.format == "TIFF"
 
 
 def _remarks(picture: ImageFile, name: str) -> tuple[str, ...]:
@@ -157,16 +174,18 @@ def _file(path: str | os.PathLike[str]) -> bytes:
     if name[:7].lower() in ("http://", "https:/"):
         raise BadPicture(f"{name}: pictures are not downloaded; save it and give the file")
     try:
+        kind = Path(name).stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise BadPicture(f"{name or 'an empty path'} is a folder; give the path of a picture")
+        if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
+            raise BadPicture(f"{name} is no file; give the path of a picture")
         with Path(name).open("rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BadPicture(f"{name} is no file; give the path of a picture")
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise BadPicture(f"{name} is not there; give the path of a picture") from None
-    except IsADirectoryError:
-        raise BadPicture(f"{name} is a folder; give the path of a picture") from None
     except (OSError, ValueError) as error:
-        raise BadPicture(f"{name[:200]!r} cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BadPicture(f"{name[:200]!r} cannot be read: {why}") from error
 
 
 def _data_url(url: str) -> bytes:
@@ -190,14 +209,15 @@ def _told(name: str, data: bytes = b"") -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise BadPicture(f"{name}: {_unknown(data)}") from error
+    except rgb.NotColours as error:
+        raise BadPicture(f"{name}: {error}") from error
     except Pil.DecompressionBombError as error:
         most = MAX_PIXELS // 10**6
         raise BadPicture(f"{name}: more than the {most} million pixels that are decoded") from error
     except Exception as error:  # damaged files make Pillow raise nearly anything
-        what = (
-            "damaged or cut off" if isinstance(error, OSError | SyntaxError | EOFError) else "bad"
-        )
-        raise BadPicture(f"{name}: {what} ({error}); give another copy of it") from error
+        raise BadPicture(
+            f"{name}: it is damaged or cut off ({error}); give another copy of it"
+        ) from error
 
 
 def _unknown(data: bytes) -> str:

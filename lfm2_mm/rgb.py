@@ -6,24 +6,45 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 if TYPE_CHECKING:
     from PIL import ImageCms
 
 ORIENTATION = 0x0112  # EXIF
+TURNS = {  # orientation: what sets a stored picture upright; from 5 on it swaps the sides
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab "}  # mode -> a profile's own name
 
 
-def upright_rgb(picture: Image.Image) -> np.ndarray:
+class NotColours(ValueError):
+    """Numbers that are no colours; the message goes on from the name of what holds them."""
+
+
+def orientation(picture: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 where there is none. A PNG is decoded for it: it may stand at the end."""
+    found = picture.getexif().get(ORIENTATION, 1)
+    return found if found in TURNS else 1
+
+
+def upright_rgb(picture: Image.Image, orientation: int = 1) -> np.ndarray:
     """Pixels (height, width, 3) uint8: upright, over white where transparent, 16 bits rounded to 8.
 
     A colour profile is applied unless it is sRGB already, is broken or belongs to another kind of
-    pixels: then it is ignored, as browsers do. Raises ValueError for pixels that are no colours
-    (NaN, negative, beyond their range), and whatever PIL raises for damaged data.
+    pixels: then it is ignored, as browsers do. Raises NotColours for numbers that are none (NaN,
+    negative, beyond their range), and whatever Pillow raises for damaged data.
     """
-    if picture.getexif().get(ORIENTATION, 1) != 1:
-        picture = ImageOps.exif_transpose(picture)
+    turn = TURNS[orientation]
+    if turn is not None:
+        picture = picture.transpose(turn)
     if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
         return from_array(np.asarray(picture))
     profile = picture.info.get("icc_profile")
@@ -37,45 +58,45 @@ def upright_rgb(picture: Image.Image) -> np.ndarray:
     picture = _in_srgb(picture, profile)
     if alpha is not None:
         picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), alpha)
-    return np.asarray(picture)
+    return np.array(picture)
 
 
 def from_array(array: np.ndarray) -> np.ndarray:
     """Grey (h, w) or (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4) numbers -> (h, w, 3) uint8.
 
     uint8; uint16 over its whole range; floats in 0 to 1; bool. Wider integers must lie in the range
-    of uint16. Raises ValueError for other shapes, kinds and values.
+    of uint16. Raises NotColours for other shapes, kinds and values.
     """
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise ValueError(
+        raise NotColours(
             f"its shape is {array.shape}; it must be (height, width), or (height, width, 3) for RGB"
         )
     if 0 in array.shape:
-        raise ValueError("it has no pixels")
+        raise NotColours("it has no pixels")
     pixels = _eight_bits(array)
     if pixels.shape[2] == 4:
         solid = pixels[:, :, 3:].astype(np.uint16)
         over = pixels[:, :, :3] * solid + 255 * (255 - solid)
         pixels = ((over + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy()
 
 
 def _eight_bits(array: np.ndarray) -> np.ndarray:
-    if array.dtype == np.uint8:
+    kind = array.dtype
+    if kind == np.uint8:
         return array
-    if array.dtype == np.bool_:
+    if kind == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
-    low, high = array.min(), array.max()
-    if np.issubdtype(array.dtype, np.floating):
-        if not (low >= 0 and high <= 1):  # also where one is NaN
-            raise ValueError(f"its numbers reach from {low} to {high}; they must lie in 0 to 1")
+    floats = np.issubdtype(kind, np.floating)
+    if not (floats or np.issubdtype(kind, np.uint16) or np.issubdtype(kind, np.int32)):
+        raise NotColours(f"it holds {kind}; it must hold uint8, uint16, bool or floats")
+    low, high, most = array.min(), array.max(), 1 if floats else 65_535
+    if not (low >= 0 and high <= most):  # also where one is NaN
+        raise NotColours(f"its numbers reach from {low} to {high}; they must lie in 0 to {most}")
+    if floats:
         return (array * np.float32(255) + np.float32(0.5)).astype(np.uint8)
-    if not np.issubdtype(array.dtype, np.uint16) and not np.issubdtype(array.dtype, np.int32):
-        raise ValueError(f"it holds {array.dtype}; it must hold uint8, uint16, bool or floats")
-    if low < 0 or high > 65_535:
-        raise ValueError(f"its numbers reach from {low} to {high}; they must lie in 0 to 65535")
     return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
