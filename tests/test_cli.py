@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import signal
@@ -12,15 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from apps import cli
-from apps.screen import Screen, plain, size, table
 from apps.verbs.chat import sampling_of
-from apps.verbs.collection import marked
 from lfm2_mm.types import Sampling
 from tests import tiny
 
@@ -477,53 +473,3 @@ def test_a_full_disk_for_the_output_is_told() -> None:
         running = start("models", stdout=out)
         _, told = running.communicate(timeout=60)
     assert running.returncode == 1 and "No space left" in told and "Traceback" not in told
-
-
-# ---- what is shown --------------------------------------------------------------------------
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_matches_are_shown_on_a_terminal_only() -> None:
-    matches = (
-        SimpleNamespace(start=2, end=6, score=0.9),
-        SimpleNamespace(start=2, end=4, score=0.5),
-    )
-    quiet = Screen(as_json=False, out=io.StringIO(), err=io.StringIO())
-    assert marked("a long\n  word", matches, quiet) == "a long word"
-    vivid = Screen(as_json=False, out=Terminal(), err=Terminal())
-    assert marked("a long word", matches, vivid) == "a \033[1;33mlong\033[0m word"
-
-
-def test_progress_is_a_bar_on_a_terminal_and_nothing_under_json() -> None:
-    for as_json, err, expected in [(False, Terminal(), True), (True, Terminal(), False)]:
-        screen = Screen(as_json=as_json, out=io.StringIO(), err=err)
-        with screen.progress("bytes") as tell:
-            tell(1, 4, "a file")
-            tell(4, 4, "b file")
-        assert bool(err.getvalue()) is expected
-
-
-def test_progress_lines_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    from apps import screen
-
-    monkeypatch.setattr(screen, "BETWEEN_LINES_S", 0.0)
-    piped = Screen(as_json=False, out=io.StringIO(), err=io.StringIO())
-    with piped.progress("bytes") as tell:
-        tell(1, 4, "a file")
-    assert piped.err.getvalue().startswith("1 of 4 bytes, ")  # type: ignore[attr-defined]
-    assert "left: a file" in piped.err.getvalue()  # type: ignore[attr-defined]
-
-
-def test_figures_and_tables() -> None:
-    assert [size(n) for n in (0, 999, 1_234, 5e9)] == ["0 bytes", "999 bytes", "1.2 kB", "5.0 GB"]
-    assert list(table(("name", "n"), [("a", 1), ("long", "1,000")])) == [
-        "name      n",
-        "a         1",
-        "long  1,000",
-    ]
-    assert list(table(("name",), [])) == ["name"]
-    assert plain("a\tb\x1b[0m\u2028c") == "a b [0m c"
