@@ -1,4 +1,4 @@
-"""What is shown: matches and progress on a terminal, in a pipe and under --json; tables, figures."""
+"""What is shown: matches and progress on a terminal, in a pipe, under --json; tables, figures."""
 
 from __future__ import annotations
 
