@@ -21,6 +21,7 @@ from lfm2_mm.errors import BadInput
 PREEMPHASIS = 0.97
 FLOOR = 2.0**-24  # added before the logarithm
 EPSILON = 1e-5  # added to the deviation
+BREAK = 1000.0  # Hz, where the mel scale bends
 AT_ONCE = 4096  # frames computed together: 41 s
 
 
@@ -123,11 +124,26 @@ def _front_end(config: MelConfig) -> LogMel:
 
 
 def filterbank(config: MelConfig) -> Tensor:
-    """(features, n_fft // 2 + 1) triangles on Slaney's mel scale, of equal area each."""
-    from transformers.audio_utils import mel_filter_bank
+    """(features, n_fft // 2 + 1) triangles on Slaney's mel scale, each of the same area.
 
-    filters = mel_filter_bank(
-        config.n_fft // 2 + 1, config.features, 0.0, config.sample_rate / 2, config.sample_rate,
-        norm="slaney", mel_scale="slaney",
-    )  # fmt: skip
-    return torch.from_numpy(filters.T).float().contiguous()
+    As librosa.filters.mel computes them; transformers' copy of it takes a second to import.
+    """
+    highest = config.sample_rate / 2
+    frequencies = np.linspace(0, highest, config.n_fft // 2 + 1)
+    corners = hertz(np.linspace(0, mels(highest), config.features + 2))[:, None]
+    rising = (frequencies - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    falling = (corners[2:] - frequencies) / (corners[2:] - corners[1:-1])
+    triangles = np.maximum(0, np.minimum(rising, falling)) * 2 / (corners[2:] - corners[:-2])
+    return torch.from_numpy(triangles.astype(np.float32))
+
+
+def mels(frequency: float) -> float:
+    """Hz -> mel: linear to 1 kHz, logarithmic above."""
+    if frequency < BREAK:
+        return frequency * 3 / 200
+    return 15 + 27 * np.log(frequency / BREAK) / np.log(6.4)
+
+
+def hertz(scale: np.ndarray) -> np.ndarray:
+    """mel -> Hz."""
+    return np.where(scale < 15, scale * 200 / 3, BREAK * 6.4 ** ((scale - 15) / 27))

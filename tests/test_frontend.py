@@ -89,6 +89,18 @@ def test_resampling_delays_live_audio_by_less_than_a_millisecond() -> None:
     assert 0 <= 16_000 - len(made) < 16
 
 
+@pytest.mark.parametrize("config", [PUBLISHED, SMALL], ids=["published", "small"])
+def test_the_filters_are_librosas(config: MelConfig) -> None:
+    """transformers keeps a copy of librosa's formula."""
+    from transformers.audio_utils import mel_filter_bank
+
+    expected = mel_filter_bank(
+        config.n_fft // 2 + 1, config.features, 0.0, config.sample_rate / 2, config.sample_rate,
+        norm="slaney", mel_scale="slaney",
+    )  # fmt: skip
+    np.testing.assert_allclose(filterbank(config), expected.T, rtol=2e-6, atol=1e-9)
+
+
 def reference_mel(samples: np.ndarray, config: MelConfig) -> torch.Tensor:
     """The definition in one pass of torch.stft, written from NeMo's description."""
     x = torch.from_numpy(samples)[None]
