@@ -230,6 +230,9 @@ def _about_see(add: Add) -> None:
     see = add("see", "apps.verbs.see:see", "ask about pictures, or tell what they would cost")
     see.add_argument("pictures", nargs="+", metavar="PICTURE")
     see.add_argument(
+        "--prompt", metavar="TEXT", help="default: stdin where piped, else an interactive session"
+    )
+    see.add_argument(
         "--plan", action="store_true", help="only tell the crops and tokens; loads no model"
     )
     see.add_argument(
@@ -246,7 +249,8 @@ def _about_see(add: Add) -> None:
         help="reference: the published rule and pixels; fast: 64 tokens; balanced: 256 (default); "
         "quality: all that a picture is worth",
     )  # fmt: skip
-    _model_flag(see, None, "whose image settings (default: the published ones)")
+    _model_flag(see, None, "default: a vision checkpoint that is already here, bundled or fetched")
+    _generating(see)
 
 
 def _about_index(add: Add) -> None:

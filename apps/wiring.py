@@ -9,10 +9,16 @@ from lfm2_mm.errors import NotAvailable
 
 if TYPE_CHECKING:
     from lfm2_mm.engine import Engine
+    from lfm2_mm.registry import Kind
     from retrieval.encoder import Encoder
     from retrieval.index import Index
+    from vision import Chat, TokenBudget
 
-SUGGESTED_CHAT = "LFM2-350M"  # the smallest published one
+SUGGESTED = {"chat": "LFM2-350M", "vision": "LFM2-VL-450M"}  # the smallest published ones
+WITHOUT = {
+    "chat": "`--model echo` shows the flow",
+    "vision": "`see --plan` tells what pictures would cost",
+}
 
 
 def open_index(args: Namespace, *, create: bool = False) -> Index:
@@ -48,7 +54,7 @@ def open_chat(args: Namespace) -> Engine:
     from lfm2_mm.engine import open_engine
 
     return open_engine(
-        args.model or _chat_checkpoint_here(),
+        args.model or _checkpoint_here("chat"),
         device=args.device,
         dtype=args.dtype,
         offline=args.offline,
@@ -56,14 +62,30 @@ def open_chat(args: Namespace) -> Engine:
     )
 
 
-def _chat_checkpoint_here() -> str:
+def open_see(args: Namespace, budget: TokenBudget) -> Chat:
+    """The engine of `--model`, or of the first vision checkpoint that needs no download.
+
+    Raises NotAvailable, naming what to fetch, where there is neither.
+    """
+    import vision
+
+    return vision.open(
+        args.model or _checkpoint_here("vision"),
+        budget=budget,
+        device=args.device,
+        dtype=args.dtype,
+        offline=args.offline,
+    )
+
+
+def _checkpoint_here(kind: Kind) -> str:
     from lfm2_mm import checkpoint, registry
 
     here = {entry.name for entry in checkpoint.cached()}
     for known in registry.TABLE:
-        if known.kind == "chat" and (known.bundled or known.name in here):
+        if known.kind == kind and (known.bundled or known.name in here):
             return known.name
     raise NotAvailable(
-        f"no chat checkpoint on this machine: `lfm2-mm fetch {SUGGESTED_CHAT}` downloads the "
-        "smallest, --model takes another name or a folder, and `--model echo` shows the flow"
+        f"no {kind} checkpoint on this machine: `lfm2-mm fetch {SUGGESTED[kind]}` downloads the "
+        f"smallest, --model takes another name or a folder, and {WITHOUT[kind]}"
     )

@@ -5,54 +5,63 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from apps import wiring
 from apps.screen import Screen
 from lfm2_mm.errors import LfmError
-from lfm2_mm.types import Done, Event, Message, Sampling, TextDelta
+from lfm2_mm.types import Done, Event, Image, Message, Progress, Sampling, TextDelta
 
 if TYPE_CHECKING:
     from lfm2_mm.engine import Engine
 
 FIELDS = ("max_tokens", "temperature", "seed", "top_k", "min_p", "repetition_penalty")
+BEFORE = {"vision": "looking", "prompt": "reading"}  # what a bar says before the first word
 INTRODUCTION = "/new starts over, /exit or Ctrl-D ends, Ctrl-C stops a reply"
 
 
 def chat(args: Namespace, screen: Screen) -> None:
     """Answer one prompt, or hold a session where there is none and a terminal is."""
-    prompt = args.prompt
+    prompt = prompt_of(args)
+    engine = wiring.open_chat(args)
+    try:
+        sampling = sampling_of(args, engine.advice)
+        if prompt is None:
+            session(engine, opening(args.system), sampling, screen)
+        else:
+            record = answer(engine, [*opening(args.system), Message.user(prompt)], sampling, screen)
+            screen.result(record, [""])
+    finally:
+        engine.close()
+
+
+def prompt_of(args: Namespace) -> str | None:
+    """What is asked: the argument, else what is piped in; None: a session at the terminal."""
+    prompt: str | None = args.prompt
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
     if prompt == "":
         args.wrong_usage("the prompt is empty: give a text, or nothing for a session at a terminal")
     if prompt is None and args.json:
         args.wrong_usage("--json needs a prompt: a session has no single result")
-    engine = wiring.open_chat(args)
-    try:
-        sampling = sampling_of(args, engine.advice)
-        if prompt is None:
-            session(engine, _opening(args.system), sampling, screen)
-        else:
-            _answer(engine, [*_opening(args.system), Message.user(prompt)], sampling, screen)
-    finally:
-        engine.close()
+    return prompt
 
 
-def _answer(
+def answer(
     engine: Engine, messages: Sequence[Message], sampling: Sampling, screen: Screen
-) -> None:
+) -> dict[str, Any]:
+    """One reply, shown as it comes where no JSON is asked; the JSON document of it."""
     parts: list[str] = []
-    done = reply(engine, messages, sampling, parts.append if screen.as_json else screen.write)
-    record = {
+    hear = parts.append if screen.as_json else screen.write
+    done = reply(engine, messages, sampling, hear, screen)
+    return {
         "text": "".join(parts),
         "finish_reason": done.reason,
         "usage": asdict(done.usage),
         "timings": asdict(done.timings),
     }
-    screen.result(record, [""])
 
 
 def sampling_of(args: Namespace, advice: Sampling) -> Sampling:
@@ -68,21 +77,34 @@ def reply(
     messages: Sequence[Message],
     sampling: Sampling,
     hear: Callable[[str], object],
+    screen: Screen,
 ) -> Done:
     """Stream one reply, every piece of text to `hear`; returns how it ended."""
     done = Done("cancelled")
     replying = cast("Generator[Event, None, None]", engine.stream(messages, sampling))
-    with closing(replying) as stream:  # Ctrl-C stops the engine's work at once
+    # Ctrl-C stops the engine's work at once
+    with closing(replying) as stream, ExitStack() as bar:
+        tell = None
         for event in stream:
-            if isinstance(event, TextDelta):
+            if isinstance(event, Progress):
+                tell = tell or bar.enter_context(screen.progress("tokens"))
+                tell(event.done, event.total, BEFORE[event.what])
+            elif isinstance(event, TextDelta):
+                bar.close()
                 hear(event.text)
             elif isinstance(event, Done):
                 done = event
     return done
 
 
-def session(engine: Engine, opening: Sequence[Message], sampling: Sampling, screen: Screen) -> None:
-    """Take turns until /exit, Ctrl-D, or Ctrl-C at the prompt."""
+def session(
+    engine: Engine,
+    opening: Sequence[Message],
+    sampling: Sampling,
+    screen: Screen,
+    shown: Sequence[Image] = (),
+) -> None:
+    """Take turns until /exit, Ctrl-D, or Ctrl-C at the prompt; the first shows the pictures."""
     with suppress(ImportError):  # Windows has none: input() is then without line editing
         import readline  # noqa: F401
     screen.say(INTRODUCTION)
@@ -98,7 +120,9 @@ def session(engine: Engine, opening: Sequence[Message], sampling: Sampling, scre
         if line == "/new":
             messages = list(opening)
         elif line:
-            messages = _turn(engine, [*messages, Message.user(line)], sampling, screen)
+            first = all(message.role == "system" for message in messages)
+            asked = Message.user(*(shown if first else ()), line)
+            messages = _turn(engine, [*messages, asked], sampling, screen)
 
 
 def _turn(
@@ -112,7 +136,7 @@ def _turn(
         screen.write(text)
 
     try:
-        reply(engine, messages, sampling, hear)
+        reply(engine, messages, sampling, hear, screen)
     except KeyboardInterrupt:
         screen.say(" [stopped]")
     except LfmError as error:
@@ -122,5 +146,6 @@ def _turn(
     return [*messages, Message.assistant("".join(heard))]
 
 
-def _opening(system: str | None) -> list[Message]:
+def opening(system: str | None) -> list[Message]:
+    """How a conversation begins."""
     return [Message.system(system)] if system else []

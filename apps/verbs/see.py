@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from apps import wiring
 from apps.screen import Screen, plain
+from apps.verbs.chat import answer, opening, prompt_of, sampling_of, session
 from lfm2_mm import checkpoint
-from lfm2_mm.types import Image
+from lfm2_mm.types import Image, Message
 from vision.rule import ImageRule, Size
 from vision.settings import read_rule
 from vision.tiling import PRESETS, PUBLISHED, TilePlan, TokenBudget, plan_all
@@ -20,10 +22,40 @@ LEAST = 32  # pixels: the resolution at which a picture is decoded only to see t
 def see(args: Namespace, screen: Screen) -> None:
     """Answer a question about pictures, or tell the plan alone."""
     budget = budget_of(args)
+    prompt = None if args.plan else prompt_of(args)
     images = open_images(args.pictures, screen)
-    if not args.plan:
-        args.wrong_usage("give --plan: only the plan is told so far")
-    tell_plan(images, budget, rule_of(args), args, screen)
+    if args.plan:
+        tell_plan(images, budget, rule_of(args), args, screen)
+    else:
+        _look(args, images, prompt, budget, screen)
+
+
+def _look(
+    args: Namespace,
+    images: Sequence[Image],
+    prompt: str | None,
+    budget: TokenBudget,
+    screen: Screen,
+) -> None:
+    """Answer one prompt about the pictures, or hold a session about them."""
+    engine = wiring.open_see(args, budget)
+    try:
+        sampling = sampling_of(args, engine.advice)
+        messages = [*opening(args.system), Message.user(*images, prompt or "?")]
+        plans = engine.plans(messages)
+        if args.image_tokens is not None:
+            say_capped(plans, budget, screen)
+        if prompt is None:
+            spent = sum(plan.tokens for plan in plans)
+            screen.say(f"{engine.name} looks at {spent} image tokens")
+            session(engine, opening(args.system), sampling, screen, images)
+            return
+        record = answer(engine, messages, sampling, screen)
+        seen = zip(args.pictures, plans, strict=True)
+        record["images"] = [{"path": path, **told(plan)} for path, plan in seen]
+        screen.result({"model": engine.name, **record}, [""])
+    finally:
+        engine.close()
 
 
 def budget_of(args: Namespace) -> TokenBudget:
