@@ -28,5 +28,5 @@ def assemble(model: SpeechModel, history: History, start: int = 0) -> Tensor:
             parts.append(model.frames(torch.tensor(list(run), device=model.device)))
         else:
             clips = [item.mel for item in run if isinstance(item, Heard) and not item.offset]
-            parts += [model.ears.hear(mel) for mel in clips]
+            parts += [model.ears(mel[None].to(model.device))[0][0] for mel in clips]
     return torch.cat([part.to(model.backbone.dtype) for part in parts])[None]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -27,6 +29,12 @@ class Manner:
     sound: Sampling = field(default_factory=lambda: Sampling(temperature=1.0, top_k=4))
     steps: int = 1024  # tokens and frames, at most
     seed: int | None = None
+
+
+# The published settings of each task.
+TRANSCRIBING = Manner(steps=512)
+SPEAKING = Manner(sound=Sampling(temperature=0.8, top_k=64))
+CONVERSING = Manner()
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,12 @@ class Conversation:
         needed = len(trial) + reserve
         while self.turns.starts and len(self.history) + needed >= self.speech.context:
             self.forget()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write all that was said and heard, for `Speech.resume`."""
+        from audio.records import save_conversation
+
+        return save_conversation(self, path)
 
     def _noted(self, made: Iterator[Made]) -> Iterator[Made]:
         """Remembers where each frame that sounds ends in the history."""

@@ -18,6 +18,8 @@ from lfm2_mm.types import Audio, AudioChunk, Done, Event, TextDelta, Timings, Us
 if TYPE_CHECKING:
     from audio.codec import Codec
 
+SILENT_RATE = 24_000  # Hz, of sound without samples
+
 
 class Reply:
     """Iterate for events, Done last; `text` and `audio` run what is left and give all of it.
@@ -25,8 +27,10 @@ class Reply:
     Closing it, or leaving a `with` block, stops the work; what came before stays.
     """
 
-    def __init__(self, events: Iterator[Event], rate: int) -> None:
+    def __init__(self, events: Iterator[Event], rate: int = SILENT_RATE) -> None:
+        """`rate` is that of the sound, where some is made."""
         self.rate = rate
+        self.heard_s = 0.0  # of the recording that is transcribed, as far as it was read
         self.done: Done | None = None  # once it ended by itself
         self.first_audio_s: float | None = None  # from the start of the work to the first samples
         self.seconds = 0.0  # from the start of the work to its latest event

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audio.chat import CONVERSE, SPEAK, TRANSCRIBE, Script
 from audio.codec import Codec, open_codec
-from audio.conversation import Conversation, Manner
+from audio.conversation import CONVERSING, SPEAKING, TRANSCRIBING, Conversation, Manner
 from audio.generation import Chooser, Made, generate
 from audio.history import History
 from audio.loading import load_speech
@@ -30,13 +30,9 @@ from lfm2_mm.device import Choice, choose
 from lfm2_mm.errors import BadInput, ContextExceeded
 from lfm2_mm.prompt import ChatTokenizer
 from lfm2_mm.sounds import pieces
-from lfm2_mm.types import Audio, Done, Event, Sampling, TextDelta, Usage
+from lfm2_mm.types import Audio, Done, Event, TextDelta, Usage
 
 PASSAGE_S = 30.0  # of a long recording that is transcribed at once
-# The published settings of each task.
-TRANSCRIBING = Manner(steps=512)
-SPEAKING = Manner(sound=Sampling(temperature=0.8, top_k=64))
-CONVERSING = Manner()
 
 
 class Speech:
@@ -64,31 +60,57 @@ class Speech:
         """Hz of the sound that is made."""
         return self.codec.rate
 
-    def transcribe(self, recording: object, *, manner: Manner = TRANSCRIBING) -> Reply:
+    def transcribe(
+        self, recording: object, *, system: str | None = None, manner: Manner = TRANSCRIBING
+    ) -> Reply:
         """The words of a recording: an Audio, or what Audio.open takes.
 
         A file may be of any length: it is read piece by piece, and cut at quiet places into
         passages of at most 30 s. Raises Unreadable, BadInput when the reply is run.
         """
         given = [recording] if isinstance(recording, Audio) else pieces(recording)
-        rate = self.model.config.mel.sample_rate
-        return Reply(self._transcripts(passages(given, rate, PASSAGE_S), manner), rate)
 
-    def speak(self, text: str, *, voice: str | None = None, manner: Manner = SPEAKING) -> Reply:
-        """Read `text` aloud. `voice` is one the checkpoint knows, such as "US female"."""
+        def counted() -> Iterator[Audio]:
+            for piece in given:
+                reply.heard_s += piece.seconds
+                yield piece
+
+        found = passages(counted(), self.model.config.mel.sample_rate, PASSAGE_S)
+        reply = Reply(self._transcripts(found, system or TRANSCRIBE, manner))
+        return reply
+
+    def speak(
+        self,
+        text: str,
+        *,
+        voice: str | None = None,
+        system: str | None = None,
+        manner: Manner = SPEAKING,
+    ) -> Reply:
+        """Read `text` aloud. `voice` is one the checkpoint knows, such as "US female"; `system`
+        replaces the instruction altogether. Raises BadInput, ContextExceeded."""
         if not text.strip():
             raise BadInput("there is nothing to speak: the text is empty")
-        system = SPEAK if voice is None else f"{SPEAK} Use the {voice} voice."
+        if system is None:
+            system = SPEAK if voice is None else f"{SPEAK} Use the {voice} voice."
+        elif voice is not None:
+            raise BadInput("a voice and an instruction were given; the instruction names the voice")
         history = self.prompt(system, text)
-        memory = Memory(self.model, history)
-        made = self.generate(memory, Sequential(self.script.marks.audio_start), manner)
+        mode = Sequential(self.script.marks.audio_start)
+        made = self.generate(Memory(self.model, history), mode, manner)
         return Reply(self.voice.events(made, Usage(len(history), 0), 1), self.rate)
 
-    def converse(self, system: str = CONVERSE, *, manner: Manner = CONVERSING) -> Conversation:
+    def converse(self, system: str | None = None, *, manner: Manner = CONVERSING) -> Conversation:
         """A conversation in speech and text; each turn answers the ones before."""
         history = self.script.begin()
-        self.script.turn(history, "system", system)
+        self.script.turn(history, "system", system or CONVERSE)
         return Conversation(self, history, manner)
+
+    def resume(self, path: str | Path, *, manner: Manner = CONVERSING) -> Conversation:
+        """Go on with a conversation that was saved. Raises BadInput for any other file."""
+        from audio.records import load_conversation
+
+        return load_conversation(self, path, manner)
 
     def hear(self, recording: object) -> Tensor:
         """The mel of a recording, as turns of a conversation take it. Raises as Audio.open does,
@@ -133,7 +155,9 @@ class Speech:
         limit = min(manner.steps, self.context - len(history))
         return generate(memory, mode, self.script.marks, text, code, limit)
 
-    def _transcripts(self, found: Iterable[np.ndarray], manner: Manner) -> Iterator[Event]:
+    def _transcripts(
+        self, found: Iterable[np.ndarray], system: str, manner: Manner
+    ) -> Iterator[Event]:
         """The texts of passages with blanks between, and one Done for all."""
         config = self.model.config
         reader, pace = Voice(self.tokenizer, self.script.marks.silent, None), Pace()
@@ -141,7 +165,7 @@ class Speech:
         for number, samples in enumerate(found):
             if number and len(samples) < 2 * config.mel.hop:
                 continue  # a last splinter; a whole recording this short is an error
-            history = self.prompt(TRANSCRIBE, log_mel(samples, config.mel))
+            history = self.prompt(system, log_mel(samples, config.mel))
             prompt += len(history)
             mode = Sequential(self.script.marks.audio_start)
             made = self.generate(Memory(self.model, history), mode, manner)

@@ -301,9 +301,9 @@ def _copies(
     extra = {key: drawn(key, shape, seed) for key, shape in unused.items()}
     extra["codebook_offsets"] = np.arange(books) * rows
     extra["audio_loss_weights"] = np.linspace(1, 0, books, dtype=np.float32)
-    for book in range(books):
+    for book in range(books if config["depthformer"]["tie"] else 0):
         at = f"depth_embeddings.{book}."
-        extra.setdefault(at + "to_logits.weight", tensors[at + "embedding.weight"].copy())
+        extra[at + "to_logits.weight"] = tensors[at + "embedding.weight"].copy()
     for layer in range(config["encoder"]["n_layers"]):
         at = f"conformer.layers.{layer}.conv.batch_norm.num_batches_tracked"
         extra[at] = np.array(100, dtype=np.int64)
