@@ -172,6 +172,7 @@ def parser() -> argparse.ArgumentParser:
         _about_checkpoints,
         _about_chat,
         _about_see,
+        _about_speech,
         _about_index,
         _about_measures,
         _about_demo,
@@ -251,6 +252,28 @@ def _about_see(add: Add) -> None:
     )  # fmt: skip
     _model_flag(see, None, "default: a vision checkpoint that is already here, bundled or fetched")
     _generating(see)
+
+
+def _about_speech(add: Add) -> None:
+    transcribe = add("transcribe", "apps.verbs.speech:transcribe", "write down what is said")
+    transcribe.add_argument("recordings", nargs="+", metavar="FILE", help="WAV, FLAC, Ogg, MP3")
+    speak = add("speak", "apps.verbs.speech:speak", "read a text aloud into a file")
+    speak.add_argument("text", nargs="?", help="default: stdin, where something is piped in")
+    speak.add_argument("--voice", metavar="VOICE", help="one the checkpoint knows: 'US female'")
+    talk = add("talk", "apps.verbs.speech:talk", "answer a spoken question, in speech and text")
+    talk.add_argument("recordings", nargs="+", metavar="FILE", help="WAV, FLAC, Ogg, MP3")
+    talk.add_argument(
+        "--history", metavar="FILE", help="carry the conversation in this file on, or begin it"
+    )
+    speak.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="ends in .wav, .flac, .ogg or .mp3"
+    )
+    talk.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="for several recordings, a folder"
+    )
+    for verb in (transcribe, speak, talk):
+        _model_flag(verb, None, "default: a speech checkpoint that is already here")
+        _generating(verb)
 
 
 def _about_index(add: Add) -> None:

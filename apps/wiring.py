@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING
 from lfm2_mm.errors import NotAvailable
 
 if TYPE_CHECKING:
+    from audio import Speech
     from lfm2_mm.engine import Engine
     from lfm2_mm.registry import Kind
     from retrieval.encoder import Encoder
     from retrieval.index import Index
     from vision import Chat, TokenBudget
 
-SUGGESTED = {"chat": "LFM2-350M", "vision": "LFM2-VL-450M"}  # the smallest published ones
+SUGGESTED = {
+    "chat": "LFM2-350M",
+    "vision": "LFM2-VL-450M",
+    "speech": "LFM2.5-Audio-1.5B",
+}  # the smallest published ones
 WITHOUT = {
     "chat": "`--model echo` shows the flow",
     "vision": "`see --plan` tells what pictures would cost",
+    "speech": "`lfm2-mm doctor` tells what is here",
 }
 
 
@@ -72,6 +78,21 @@ def open_see(args: Namespace, budget: TokenBudget) -> Chat:
     return vision.open(
         args.model or _checkpoint_here("vision"),
         budget=budget,
+        device=args.device,
+        dtype=args.dtype,
+        offline=args.offline,
+    )
+
+
+def open_speech(args: Namespace) -> Speech:
+    """The speech checkpoint of `--model`, or the first that needs no download.
+
+    Raises NotAvailable, naming what to fetch, where there is neither.
+    """
+    import audio
+
+    return audio.open(
+        args.model or _checkpoint_here("speech"),
         device=args.device,
         dtype=args.dtype,
         offline=args.offline,
