@@ -52,6 +52,10 @@ class VisionEncoder:
         """Numbers of a row."""
         return self.model.config.backbone.hidden_size
 
+    def knows(self, image: Image, plan: TilePlan) -> bool:
+        """Whether the picture was encoded by this plan and is remembered."""
+        return self.cache.get((image.key, plan)) is not None
+
     def encode(self, image: Image, plan: TilePlan) -> Tensor:
         """(plan.tokens, hidden_size) in the order of plan.crops. Raises BadPicture."""
         return torch.cat(list(self.pieces(image, plan)))
