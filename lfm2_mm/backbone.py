@@ -6,9 +6,10 @@ with projections fused, one state for attention and convolution, and padding tha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch.nn import functional as F
 from lfm2_mm.config import BackboneConfig
 from lfm2_mm.linear import Linear
 from lfm2_mm.state import State, Store
+
+if TYPE_CHECKING:
+    from lfm2_mm.fused import Stepper
 
 
 class View:
@@ -340,8 +344,19 @@ class Backbone(nn.Module):
             raise ValueError(f"{embeds.shape[0]} rows given, the state has {len(state.lengths)}")
         if embeds.shape[1] == 0:
             return embeds, state
+        if embeds.shape[:2] == (1, 1) and mask is None and self.stepper is not None:
+            return self.stepper.step(embeds, state)
         hidden, next_state = self._run(embeds, state, mask, False)
         return hidden, cast(State, next_state)
+
+    @functools.cached_property
+    def stepper(self) -> Stepper | None:
+        """The compiled step for one row and one position, where there can be one."""
+        if not self.packed:
+            return None
+        from lfm2_mm.fused import stepper_for
+
+        return stepper_for(self, cache_dtype())
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, hidden_size) -> (…, vocab_size)."""

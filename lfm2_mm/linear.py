@@ -7,11 +7,18 @@ batch, and an outlier in one token does no harm to the others.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lfm2_mm.compiled import register_width
 from lfm2_mm.device import has_exact_int8
+from lfm2_mm.packed import pack
+
+if TYPE_CHECKING:
+    from lfm2_mm.program import RowProduct
 
 ZERO = 128  # the product wants unsigned activations
 SMALLEST = 1e-30  # a row of zeros has a step all the same
@@ -38,33 +45,37 @@ class Int8Linear(nn.Module):
         self.outputs, self.inputs = weight.shape
         quantised, self.scales = quantise_rows(weight)
         self.zeros = torch.zeros(self.outputs, dtype=torch.int64)
-        self.packed = torch.ops.onednn.qlinear_prepack(quantised, None)
+        self.packed = pack(quantised)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float(), False)
+        self._alone: RowProduct | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.inputs)
-        y = self.one(rows) if len(rows) == 1 else self.several(rows)
-        if self.bias is not None:
-            y += self.bias
+        y = self.one(rows) if len(rows) == 1 and self.compiled else self.several(rows)
         return y.view(*x.shape[:-1], self.outputs)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether our own product of one row can read these weights, here."""
+        return self.packed.memory is not None and register_width() is not None
+
     def one(self, row: Tensor) -> Tensor:
-        """(1, inputs) -> (1, outputs). Decoding is counted in operations: these are the fewest."""
-        step = max(row.abs().max().item(), SMALLEST) / 127
-        unsigned = torch.quantize_per_tensor(row, step, ZERO, torch.quint8).int_repr()
-        return self.product(unsigned, step)
+        """(1, inputs) -> (1, outputs), at the speed of memory."""
+        if self._alone is None:
+            from lfm2_mm.program import RowProduct
+
+            self._alone = RowProduct(self)
+        return self._alone(row)
 
     def several(self, rows: Tensor) -> Tensor:
         """(n, inputs) -> (n, outputs), every row with a step of its own."""
         steps = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST).div_(127)
         unsigned = torch.div(rows, steps).add_(ZERO + 0.5).to(torch.uint8)  # truncation rounds
-        return self.product(unsigned, 1.0).mul_(steps)
-
-    def product(self, unsigned: Tensor, step: float) -> Tensor:
-        return torch.ops.onednn.qlinear_pointwise.default(
-            unsigned, step, ZERO, self.packed, self.scales, self.zeros,
+        y = torch.ops.onednn.qlinear_pointwise.default(
+            unsigned, 1.0, ZERO, self.packed.matrix, self.scales, self.zeros,
             None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
+        ).mul_(steps)  # fmt: skip
+        return y if self.bias is None else y.add_(self.bias)
 
 
 def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

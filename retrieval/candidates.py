@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from retrieval import kernels
+from lfm2_mm.compiled import register_width
 from retrieval.segments import Exact, Segment
 
 EFFORT = 1024  # passages that are scored exactly, or
@@ -96,5 +96,5 @@ class Candidates:
         if allowed is not None:
             tokens = tokens * len(allowed) // max(chunks, 1)
             chunks = len(allowed)
-        compiled = bool(kernels.features() & {"avx512vnni", "avxvnni"})
+        compiled = register_width() is not None
         return chunks <= count or tokens <= (SMALL if compiled else SMALL_IN_NUMPY)

@@ -7,17 +7,16 @@ Where that cannot be, `loaded` is None and callers compute the same in numpy.
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import importlib.util
 import itertools
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from lfm2_mm.compiled import Loop, features, register_width
+from lfm2_mm.device import usable_cores
 from retrieval import kernel_ir
 from retrieval.kernel_ir import LANES, Shape
 
@@ -52,38 +51,6 @@ def panels(vectors: np.ndarray, shape: Shape, offset: float) -> Panels:
         offsets.reshape(count, LANES),
         weights.astype(np.float32).reshape(count, LANES),
     )
-
-
-class Loop:
-    """A compiled function. Arguments: "p", an array's data, or "l", a number."""
-
-    def __init__(self, name: str, text: str, arguments: str) -> None:
-        import llvmlite.binding as llvm
-
-        with _compiling:
-            llvm.initialize_native_target()
-            llvm.initialize_native_asmprinter()
-            target = llvm.Target.from_default_triple().create_target_machine(
-                cpu=llvm.get_host_cpu_name(),
-                features=llvm.get_host_cpu_features().flatten(),
-                opt=3,
-            )
-            module = llvm.parse_assembly(text)
-            module.verify()
-            builder = llvm.create_pass_builder(
-                target, llvm.create_pipeline_tuning_options(speed_level=1)
-            )
-            builder.getModulePassManager().run(module, builder)
-            self._engine = llvm.create_mcjit_compiler(module, target)  # owns the code
-            self._engine.finalize_object()
-        kinds = [ctypes.c_void_p if a == "p" else ctypes.c_int64 for a in arguments]
-        self._call = ctypes.CFUNCTYPE(None, *kinds)(self._engine.get_function_address(name))
-
-    def __call__(self, *arguments: np.ndarray | int) -> None:
-        self._call(*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments))
-
-
-_compiling = threading.Lock()
 
 
 class Kernels:
@@ -165,11 +132,8 @@ def _check_places(starts: np.ndarray, ends: np.ndarray, count: int) -> None:
 def loaded(codes: int, bits: int) -> Kernels | None:
     """The loops for rows of `codes` bytes of codes; None where this processor has no instruction
     for them, or llvmlite is not installed."""
-    found = features()
-    wide = "avx512vnni" in found and "avx512bw" in found
-    if wide or "avxvnni" in found:
-        return Kernels(Shape(codes, bits, wide))
-    return None
+    width = register_width()
+    return None if width is None else Kernels(Shape(codes, bits, wide=width == 64))
 
 
 def interaction(
@@ -212,28 +176,11 @@ def _interaction() -> Loop | None:
     return Loop("interaction", kernel_ir.interaction(), "pppllpp")
 
 
-@functools.cache
-def features() -> frozenset[str]:
-    """What this processor can, in LLVM's words; nothing where llvmlite is not installed."""
-    if importlib.util.find_spec("llvmlite") is None:
-        return frozenset()
-    import llvmlite.binding as llvm
-
-    return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
-
-
-def threads() -> int:
-    """As many as the process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _shared(run: Callable[[int, int], None], work: np.ndarray) -> None:
     """run(first, last) over all of `work` (rows of each piece), in threads of like shares."""
     done = np.cumsum(work)
     total = int(done[-1]) if len(done) else 0
-    shares = min(threads(), 1 + total // SHARE)
+    shares = min(usable_cores(), 1 + total // SHARE)
     inner = np.searchsorted(done, total * np.arange(1, shares) / shares)
     runs = list(itertools.pairwise([0, *inner.tolist(), len(work)]))
     others = [threading.Thread(target=run, args=part) for part in runs[1:]]

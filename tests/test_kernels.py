@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from lfm2_mm.compiled import register_width
 from retrieval import kernel_ir, kernels
 from retrieval.kernel_ir import LANES, Shape
 
@@ -38,7 +39,7 @@ def lanes_of(panels: kernels.Panels) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def _processor() -> None:
-    if "avx512vnni" not in kernels.features():
+    if register_width() != 64:
         pytest.skip("this processor lacks the instruction; numpy does the work instead")
 
 
@@ -147,7 +148,7 @@ def test_work_is_shared_without_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     query = loops.panels(rng.standard_normal((3, 16)), 128)
     once = loops.maxsim(query, rows, bounds[:-1], bounds[1:])
     for threads in (1, 2, 3, 64):
-        monkeypatch.setattr(kernels, "threads", lambda threads=threads: threads)
+        monkeypatch.setattr(kernels, "usable_cores", lambda threads=threads: threads)
         assert loops.maxsim(query, rows, bounds[:-1], bounds[1:]).tolist() == once.tolist()
 
 
