@@ -48,12 +48,21 @@ class Estimates:
         found = np.full(len(starts), -np.inf, dtype=np.float32)
         found[filled] = 0
         if self.weight:
-            whole = self.weight * query.sum(axis=0, keepdims=True)
-            found[filled] = INT8.scores(whole, self.means, passages[filled], passages[filled] + 1)
+            found[filled] = self._shared(query, passages[filled])
         for table in self._tables(query):
             sums = kernels.interaction(table, self.codes, starts[filled], ends[filled])
             found[filled] += sums / np.float32(255)
         return found
+
+    def _shared(self, query: np.ndarray, passages: np.ndarray) -> np.ndarray:
+        """What the means of some passages add to their scores."""
+        whole, dim = self.weight * query.sum(axis=0, keepdims=True), query.shape[1]
+        everything = len(passages) == len(self.means)
+        means = self.means if everything else self.means[passages]
+        loops = kernels.loaded(INT8.row_bytes(dim) - 4, 8)
+        if loops:
+            return loops.products(loops.panels(whole, 128), means)
+        return np.asarray(INT8.decode(means, dim) @ whole[0])
 
     def _tables(self, query: np.ndarray) -> np.ndarray:
         """(panels, K, LANES) uint8: products of centroids and query tokens in 255ths."""

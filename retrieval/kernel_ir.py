@@ -376,6 +376,14 @@ entry:
   %room = alloca [{shape.step * shape.dims} x i8], align 64
 {lanes("offset", "%offsets")}
 {lanes("weight", "%weights")}
+{over_rows(shape, body)}
+}}
+"""
+
+
+def over_rows(shape: Shape, body: str) -> str:
+    """From the entry on: a loop over rows %first to %last with their products."""
+    return f"""
   %final = sub i64 %last, 1
   %filled = icmp slt i64 %first, %last
   br i1 %filled, label %row, label %exit
@@ -390,6 +398,29 @@ row:
   br i1 %again, label %row, label %exit
 exit:
   ret void
+"""
+
+
+def products_alone(shape: Shape) -> str:
+    """out[t] = the product with lane 0, rows first to last."""
+    body = ""
+    for j in range(shape.step):
+        body += f"""
+  %lane{j} = extractelement <16 x float> %v{j}.0, i64 0
+  %product{j} = fmul float %lane{j}, %weight
+  %at{j} = getelementptr float, ptr %out, i64 %i{j}
+  store float %product{j}, ptr %at{j}, align 4
+"""
+    return f"""
+{dot(shape)}
+
+define void @products(ptr %rows, i64 %first, i64 %last, ptr %panel, ptr %offsets, ptr %weights,
+                      ptr noalias %out) {{
+entry:
+  %room = alloca [{shape.step * shape.dims} x i8], align 64
+{lanes("offset", "%offsets")}
+  %weight = load float, ptr %weights, align 4
+{over_rows(shape, body)}
 }}
 """
 

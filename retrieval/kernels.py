@@ -115,6 +115,22 @@ class Kernels:
         _shared(run, np.ones(len(rows), dtype=np.int64))
         return out
 
+    @functools.cached_property
+    def _products(self) -> Loop:
+        return Loop("products", kernel_ir.products_alone(self._shape), "pllpppp")
+
+    def products(self, vector: Panels, rows: np.ndarray) -> np.ndarray:
+        """(T,) float32: the product of each row with the first lane."""
+        self._check_rows(rows, np.array([0]), np.array([len(rows)]))
+        out = np.empty(len(rows), dtype=np.float32)
+        panel = (vector.codes[0], vector.offsets[0], vector.weights[0])
+
+        def run(first: int, last: int) -> None:
+            self._products(rows, first, last, *panel, out)
+
+        _shared(run, np.ones(len(rows), dtype=np.int64))
+        return out
+
     def _check_rows(self, rows: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> None:
         fits = rows.dtype == np.uint8 and rows.ndim == 2 and rows.shape[1] == self._shape.row
         if not (fits and rows.flags.c_contiguous):

@@ -110,7 +110,18 @@ def test_the_table_holds_products_from_0_to_1_in_255ths(tokens: int, wide: bool)
     assert tokens < 5 or {0, 255} <= set(found.ravel().tolist())  # both ends were met
 
 
-@pytest.mark.parametrize("loop", ["maxsim", "nearest", "table"])
+@pytest.mark.parametrize("wide", WIDTHS)
+@pytest.mark.parametrize("tokens", [0, 1, 5, 300])
+def test_products_are_those_with_the_first_lane(tokens: int, wide: bool) -> None:
+    shape = Shape(16, 8, wide)
+    loops = kernels.Kernels(shape)
+    rng = np.random.default_rng(tokens)
+    rows, one = rows_of(rng, tokens, shape), loops.panels(rng.standard_normal((1, 16)), 128)
+    exact = decoded(rows, shape, 128) @ lanes_of(one)[0]
+    np.testing.assert_allclose(loops.products(one, rows), exact, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("loop", ["maxsim", "nearest", "products_alone", "table"])
 def test_the_narrow_loops_suit_a_processor_with_avx_vnni_alone(loop: str) -> None:
     """Not run here, but compiled for one: byte products in registers of 32 bytes, no wider ones."""
     import llvmlite.binding as llvm
