@@ -17,6 +17,9 @@ PUBLIC = {
         Skipped Source
         encode_segment evaluate fingerprint_of maxsim open open_encoder
     """,
+    "audio": """
+        Conversation Manner Reply Speech open
+    """,
     "vision": """
         PRESETS Chat Grid ImageRule Size TilePlan TokenBudget VisionEncoder
         open plan_all plan_tiles read_rule
