@@ -66,17 +66,25 @@ class Packed:
     data: bytes
     name: str
     orientation: int  # EXIF's
+    profile: bytes | None  # of its colours, where they can be converted last
 
-    def decode(self, height: int, width: int) -> np.ndarray:
-        with _told(self.name):
+    @property
+    def turned(self) -> bool:
+        return self.orientation > 4
+
+    def stored(self, height: int, width: int) -> np.ndarray:
+        with _told(self.name, self.data):
             with _silent():
                 picture = _header(self.data)
             if height and width:  # a JPEG can come out at 1/2, 1/4 or 1/8, not below these
-                picture.draft(None, (height, width) if self.orientation > 4 else (width, height))
+                picture.draft(None, (width, height))
             if picture.format in ("TIFF", "ICO"):  # they warn of odd metadata only now
                 with _silent():
                     picture.load()
-            return rgb.upright_rgb(picture, self.orientation)
+            return rgb.eight_bit(picture, self.profile)
+
+    def finish(self, pixels: np.ndarray) -> np.ndarray:
+        return rgb.finish(pixels, self.orientation, self.profile)
 
     def key(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
@@ -87,9 +95,13 @@ class Unpacked:
     """Pixels that were given as such: (height, width, 3) uint8."""
 
     pixels: np.ndarray
+    turned: bool = False
 
-    def decode(self, height: int, width: int) -> np.ndarray:
+    def stored(self, height: int, width: int) -> np.ndarray:
         return self.pixels
+
+    def finish(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels
 
     def key(self) -> str:
         shape = repr(self.pixels.shape).encode()
@@ -105,10 +117,11 @@ def _packed(data: bytes, name: str) -> Image:
         picture = _header(data)
         width, height = _bounded(picture.size, name)
         orientation = 1 if _upright(picture, data) else rgb.orientation(picture)
-        if orientation > 4:
-            height, width = width, height
+        source = Packed(data, name, orientation, rgb.late_profile(picture))
         remarks = _remarks(picture, name)
-    return Image(height, width, Packed(data, name, orientation), remarks)
+    if source.turned:
+        height, width = width, height
+    return Image(height, width, source, remarks)
 
 
 def _from_pil(picture: Pil.Image) -> Image:
@@ -117,7 +130,8 @@ def _from_pil(picture: Pil.Image) -> Image:
         with _silent():
             picture.load()
             orientation = rgb.orientation(picture)
-        return _from_pixels(rgb.upright_rgb(picture, orientation))
+        late = rgb.late_profile(picture)
+        return _from_pixels(rgb.finish(rgb.eight_bit(picture, late), orientation, late))
 
 
 def _from_pixels(pixels: np.ndarray) -> Image:

@@ -1,4 +1,4 @@
-"""An opened picture of any kind of pixels -> upright 8-bit sRGB. Knows no files and no limits."""
+"""A picture of any kind of pixels -> 8-bit sRGB, upright. Knows no files and no limits."""
 
 from __future__ import annotations
 
@@ -35,19 +35,22 @@ def orientation(picture: Image.Image) -> int:
     return found if found in TURNS else 1
 
 
-def upright_rgb(picture: Image.Image, orientation: int = 1) -> np.ndarray:
-    """Pixels (height, width, 3) uint8: upright, over white where transparent, 16 bits rounded to 8.
+def late_profile(picture: Image.Image) -> bytes | None:
+    """The colour profile that can wait until a picture is resized, which is far cheaper then."""
+    if picture.mode != "RGB" or picture.has_transparency_data:
+        return None
+    return picture.info.get("icc_profile")
 
-    A colour profile is applied unless it is sRGB already, is broken or belongs to another kind of
-    pixels: then it is ignored, as browsers do. Raises NotColours for numbers that are none (NaN,
-    negative, beyond their range), and whatever Pillow raises for damaged data.
+
+def eight_bit(picture: Image.Image, late: bytes | None) -> np.ndarray:
+    """(height, width, 3) uint8 as stored: over white where transparent, 16 bits rounded to 8.
+
+    In sRGB, unless there is a `late` profile that `finish` applies. Raises NotColours for numbers
+    that are none (NaN, negative, beyond their range), and whatever Pillow raises for damaged data.
     """
-    turn = TURNS[orientation]
-    if turn is not None:
-        picture = picture.transpose(turn)
     if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
         return from_array(np.asarray(picture))
-    profile = picture.info.get("icc_profile")
+    profile = None if late else picture.info.get("icc_profile")
     alpha = None
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -59,6 +62,20 @@ def upright_rgb(picture: Image.Image, orientation: int = 1) -> np.ndarray:
     if alpha is not None:
         picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), alpha)
     return np.array(picture)
+
+
+def finish(pixels: np.ndarray, orientation: int, profile: bytes | None) -> np.ndarray:
+    """Stored pixels (height, width, 3) set upright, and brought from `profile` to sRGB.
+
+    A profile that is broken or belongs to another kind of pixels is ignored, as browsers do.
+    """
+    turn = TURNS[orientation]
+    if turn is None and profile is None:
+        return pixels
+    picture = Image.fromarray(pixels)
+    if turn is not None:
+        picture = picture.transpose(turn)
+    return np.array(_in_srgb(picture, profile))
 
 
 def from_array(array: np.ndarray) -> np.ndarray:

@@ -23,9 +23,17 @@ class Text:
 
 
 class Pixels(Protocol):
-    """Where a picture's pixels come from."""
+    """Where a picture's pixels come from. What can wait until they are fewer is done last."""
 
-    def decode(self, height: int, width: int) -> np.ndarray: ...
+    @property
+    def turned(self) -> bool:
+        """Whether the stored rows are columns of the upright picture."""
+
+    def stored(self, height: int, width: int) -> np.ndarray:
+        """(h, w, 3) uint8 as stored; with a size, also in that way, perhaps fewer but no less."""
+
+    def finish(self, pixels: np.ndarray) -> np.ndarray:
+        """Stored pixels, resized or not, upright and in sRGB."""
 
     def key(self) -> str: ...
 
@@ -51,7 +59,8 @@ class Image:
 
         All pixels; or, where at least `height` x `width` are asked, fewer if that is faster.
         """
-        return self.source.decode(height, width)
+        least = (width, height) if self.source.turned else (height, width)
+        return self.source.finish(self.source.stored(*least))
 
     @cached_property
     def key(self) -> str:
