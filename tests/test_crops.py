@@ -16,6 +16,7 @@ from PIL import ImageDraw
 
 from lfm2_mm import Image
 from lfm2_mm.errors import BadPicture
+from tests.test_pictures import swapped_profile
 from vision.crops import cut, normalised
 from vision.rule import ImageRule
 from vision.settings import rule_json
@@ -179,6 +180,29 @@ def test_a_turned_jpeg_is_cut_upright() -> None:
     assert (image.height, image.width) == (3000, 2250)
     for turned, upright in zip(cut(image, plan), cut(straight, plan), strict=True):
         assert (turned.float() - upright.float()).square().mean().sqrt() < 1.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_small_turned_picture_differs_by_rounding_only(orientation: int) -> None:
+    exif = Pil.Exif()
+    exif[0x0112] = orientation
+    image = Image.open(jpeg(picture(700, 1000, 6), exif=exif))
+    for tokens in (64, 3000):
+        plan = plan_tiles(image.height, image.width, tokens)
+        exact = cut(image, replace(plan, exact=True))
+        for quick, slow in zip(cut(image, plan), exact, strict=True):
+            assert (quick.int() - slow.int()).abs().max() <= 1
+
+
+def test_colours_are_brought_to_srgb_in_every_way() -> None:
+    """A profile with red and green swapped: what is stored as red is seen as green."""
+    red = Pil.new("RGB", (2000, 1500), (255, 0, 0))
+    image = Image.open(jpeg(red, icc_profile=swapped_profile()))
+    for budget in (TokenBudget(64), TokenBudget(64, exact=True), TokenBudget(), None):
+        for patches in cut(image, plan_tiles(1500, 2000, budget)):
+            assert (patches.view(-1, 3)[:, 1] > 200).all() and (
+                patches.view(-1, 3)[:, 0] < 80
+            ).all()
 
 
 def test_damage_is_told_when_the_pixels_are_wanted() -> None:

@@ -213,8 +213,8 @@ def test_arrays_of_every_kind() -> None:
     assert Image.open(np.array([[True, False]])).decode()[0, :, 0].tolist() == [255, 0]
 
 
-def wide_gamut() -> bytes:
-    """A profile that is not sRGB: its own, with red and green primaries swapped."""
+def swapped_profile() -> bytes:
+    """sRGB with the primaries of red and green swapped."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
     profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
@@ -226,7 +226,7 @@ def wide_gamut() -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
 def test_a_colour_profile_is_applied(kind: str) -> None:
-    data = packed(Pil.new("RGB", (16, 16), RED), kind, icc_profile=wide_gamut())
+    data = packed(Pil.new("RGB", (16, 16), RED), kind, icc_profile=swapped_profile())
     pixel = Image.open(data).decode()[8, 8].astype(int)
     assert pixel[1] > 200 and pixel[0] < 80  # red by the profile's swapped primaries is green
 
@@ -238,7 +238,7 @@ def test_a_profile_of_srgb_changes_no_pixel_and_a_transparent_picture_keeps_its_
         Image.open(packed(picture, icc_profile=srgb)).decode(), np.asarray(picture)
     )
     clear = Pil.new("RGBA", (4, 4), (*RED, 0))
-    assert tuple(Image.open(packed(clear, icc_profile=wide_gamut())).decode()[0, 0]) == WHITE
+    assert tuple(Image.open(packed(clear, icc_profile=swapped_profile())).decode()[0, 0]) == WHITE
 
 
 @pytest.mark.parametrize("profile", [b"no profile", b"", b"\0" * 500])
@@ -246,7 +246,7 @@ def test_a_broken_or_foreign_profile_is_ignored(profile: bytes) -> None:
     picture = noise(16, 16)
     data = packed(picture, icc_profile=profile)
     assert np.array_equal(Image.open(data).decode(), np.asarray(picture))
-    grey = packed(picture.convert("L"), icc_profile=wide_gamut())  # of RGB, on grey pixels
+    grey = packed(picture.convert("L"), icc_profile=swapped_profile())  # of RGB, on grey pixels
     assert np.array_equal(Image.open(grey).decode()[:, :, 0], np.asarray(picture.convert("L")))
 
 

@@ -21,10 +21,10 @@ SMALLER = ((4, 2.0), (2, 1.25))
 def cut(image: Image, plan: TilePlan) -> list[torch.Tensor]:
     """The patches of every crop, in the order of `plan.crops`: (rows * cols, 768) uint8 each.
 
-    Patches row by row; inside one (y, x, channel). They are the reference's pixels, except where
-    the plan is not exact and the picture a large JPEG: that is decoded at 1/2 or 1/4, which on
-    photographs changes pixels by less than 1 of 255 (root mean square), on pages of small text by
-    up to 8. Raises BadPicture.
+    Patches row by row; inside one (y, x, channel). Those of an exact plan are the reference's
+    pixels. Else large JPEGs are decoded at 1/2 or 1/4, which on photographs changes pixels by less
+    than 1 of 255 (root mean square), on pages of small text by up to 8; and a turned picture is
+    turned after it was resized, which rounds some differently. Raises BadPicture.
     """
     sizes = [plan.shown]
     if plan.thumbnail and plan.whole is not None:
