@@ -23,7 +23,7 @@ from torch import Tensor
 Drawer = Callable[[], tuple[Drawing, list[Turn]]]
 
 PATCHES = 1024  # of one part of a step
-CANVAS, CANVASES = 448, 24  # windows are cut from a few larger sheets, renewed one by one
+CANVAS, CANVASES = 512, 24  # windows are cut from a few larger sheets, renewed one by one
 STEPS_A_SHEET = 3
 SIZES = {  # rows and columns of tokens, 32 pixels each
     "crop": ((1, 2), (1, 3), (1, 4), (1, 4), (1, 5), (2, 2), (2, 3), (2, 4)),
@@ -31,6 +31,7 @@ SIZES = {  # rows and columns of tokens, 32 pixels each
     "middle": ((6, 6), (8, 8), (6, 10), (4, 12), (8, 6), (7, 9), (8, 8)),
     "large": ((10, 10), (12, 12), (12, 16), (16, 12), (14, 14), (16, 16), (16, 16)),
 }
+WINDOW_SIZES = ((4, 4), (4, 8), (6, 6), (8, 8), (8, 8), (3, 8), (12, 12), (16, 16), (16, 16))
 LAYOUTS = {
     "crop": Layout(characters=12, lines=1, words=1),
     "small": Layout(characters=30),
@@ -157,10 +158,13 @@ class Batches:
             yield self.windows(random, step)
             yield self.windows(random, step) if step % 3 else self.scene(random, asked=False)
             return
-        yield self.reading(random, step, "lines", crop=random.random() < self.cropped(step))
-        yield self.reading(random, step, "lines" if random.random() < 0.6 else "form")
-        yield self.scene(random, asked=True)
-        if step % 2:
+        yield self.reading(random, step, "lines" if random.random() < 0.7 else "form")
+        if random.random() < 0.3:
+            crop = random.random() < self.cropped(step)
+            yield self.reading(random, step, "lines" if random.random() < 0.7 else "form", crop)
+        if random.random() < 0.6:
+            yield self.scene(random, asked=True)
+        for _ in range(3):  # letters are what reading waits for
             yield self.windows(random, step)
         if step % 8 == 0:
             yield self.other(random)
@@ -169,7 +173,7 @@ class Batches:
 
     def cropped(self, step: int) -> float:
         """How often the first part to read is of single words: at first always."""
-        return max(0.2, min(1.0, 1.5 - 2 * (step - self.warm_up) / max(1, self.horizon)))
+        return max(0.2, 1 - 2 * (step - self.warm_up) / max(1, self.horizon))
 
     def sheet(self, index: int) -> Sheet:
         """One of the sheets that windows are cut from; drawn anew when it is not kept."""
@@ -182,7 +186,7 @@ class Batches:
         return self._sheets[index]
 
     def windows(self, random: Random, step: int) -> Part:
-        height, width = random.choice(((4, 4), (4, 8), (6, 6), (8, 8), (8, 8), (3, 8), (12, 12)))
+        height, width = random.choice(WINDOW_SIZES)
         height, width = 32 * height, 32 * width
         shown = []
         for _ in range(max(1, PATCHES // (height * width // PATCH**2))):

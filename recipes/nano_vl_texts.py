@@ -46,7 +46,7 @@ def window(
         else Drawing(Image.new("RGB", (width, height), paper))
     )
     few = lexicon.fonts[:: max(1, round(5 * (1 - variety)))]
-    least, most = round(20 - 12 * variety), round(24 + 24 * variety)
+    least, most = round(20 - 10 * variety), round(24 + 20 * variety)
     y = random.uniform(-12, 4)
     face = None
     while y < height - 6:

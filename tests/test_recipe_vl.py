@@ -53,12 +53,11 @@ pytestmark = pytest.mark.skipif(
     not all((FONTS / f"{name}.ttf").is_file() for name in TRAINING_FONTS + HELD_OUT_FONTS),
     reason="the fonts that nano-vl learns to read are not installed",
 )
-WORDS, UNSEEN = split(
-    (
-        "apple bread candle door engine forest garden hammer island jacket kettle ladder marble "
-        "needle orange pillow quarry ribbon silver table umbrella velvet window yellow zebra"
-    ).split()
+NAMES = (
+    "apple bread candle door engine forest garden hammer island jacket kettle ladder marble needle "
+    "orange pillow quarry ribbon silver table umbrella velvet window yellow zebra"
 )
+WORDS, UNSEEN = split(NAMES.split())
 LEXICON = Lexicon(WORDS, TRAINING_FONTS)
 
 
@@ -210,13 +209,13 @@ def test_answers_about_scenes_are_true() -> None:
 
 
 def test_questions_are_about_the_thing_they_name() -> None:
-    red, blue, star = (
-        Thing(*t) for t in (("ring", "red", 0), ("ring", "blue", 8), ("star", "green", 1))
-    )
+    red, blue = Thing("ring", "red", 0), Thing("ring", "blue", 8)
+    star = Thing("star", "green", 1)
     wanted = {
-        "What is at the top?": star, "What is at the top left?": red, "Where is the blue ring?": blue,
-        "Which colour is the star?": star, "Is there a red ring?": red, "Is there a red star?": None,
-        "Is the red ring left of the blue ring?": red, "How many shapes are there?": None,
+        "What is at the top?": star, "What is at the top left?": red, "Is there a red star?": None,
+        "Where is the blue ring?": blue, "Which colour is the star?": star,
+        "Is there a red ring?": red, "Is the red ring left of the blue ring?": red,
+        "How many shapes are there?": None,
     }  # fmt: skip
     assert {question: about(question, [red, blue, star]) for question in wanted} == wanted
 
