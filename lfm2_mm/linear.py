@@ -71,11 +71,15 @@ class Int8Linear(nn.Module):
         """(n, inputs) -> (n, outputs), every row with a step of its own."""
         steps = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST).div_(127)
         unsigned = torch.div(rows, steps).add_(ZERO + 0.5).to(torch.uint8)  # truncation rounds
-        y = torch.ops.onednn.qlinear_pointwise.default(
-            unsigned, 1.0, ZERO, self.packed.matrix, self.scales, self.zeros,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        ).mul_(steps)  # fmt: skip
+        y = self.product(unsigned).mul_(steps)
         return y if self.bias is None else y.add_(self.bias)
+
+    def product(self, codes: Tensor) -> Tensor:
+        """codes (n, inputs) uint8 around ZERO -> (n, outputs) before rows' steps and bias."""
+        return torch.ops.onednn.qlinear_pointwise.default(
+            codes, 1.0, ZERO, self.packed.matrix, self.scales, self.zeros,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
 
 
 def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,18 @@ Crops of one call have one shape: no padding, no mask. Knows no pictures, no fil
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lfm2_mm.linear import Linear
 from vision.config import TowerConfig, VisionConfig
+
+if TYPE_CHECKING:
+    from vision.compiled_tower import CompiledTower
 
 MAX_SHAPES = 64  # shapes whose resized positions are kept: a crop of 256 tokens is 3 MB each
 
@@ -72,9 +78,18 @@ class VisionTower(nn.Module):
         """patches (n, rows * cols, patch values) in -1..1, row by row -> (…, …, width)."""
         x = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
         x = x + self.positions_of(rows, cols)
+        if self.compiled is not None:
+            return self.compiled.run(x)
         for layer in self.layers:
             x = layer(x)
         return self.post_layernorm(x)
+
+    @functools.cached_property
+    def compiled(self) -> CompiledTower | None:
+        """The same blocks in fewer passes, where the weights are int8 and the processor can."""
+        from vision.compiled_tower import compiled_tower
+
+        return compiled_tower(self)
 
     def positions_of(self, rows: int, cols: int) -> Tensor:
         """(rows * cols, width): the learned grid, resized. Kept by shape unless it is trained."""
