@@ -14,6 +14,7 @@ from torch import Tensor
 from audio.chat import CONVERSE, SPEAK, TRANSCRIBE, Script
 from audio.codec import Codec, open_codec
 from audio.conversation import CONVERSING, SPEAKING, TRANSCRIBING, Conversation, Manner
+from audio.encoder import MAX_SECONDS
 from audio.generation import Chooser, Made, generate
 from audio.history import History
 from audio.loading import load_speech
@@ -118,11 +119,11 @@ class Speech:
         audio = recording if isinstance(recording, Audio) else Audio.open(recording)
         config = self.model.config
         samples = resample(audio.samples, audio.rate, config.mel.sample_rate)
-        longest = config.encoder.max_positions * config.encoder.factor * config.mel.hop
-        if len(samples) > longest:
+        most = min(MAX_SECONDS, self.model.ears.seconds_of_table)
+        if len(samples) > most * config.mel.sample_rate:
             raise BadInput(
-                f"the recording lasts {audio.seconds:.0f} s; a turn takes at most "
-                f"{longest // config.mel.sample_rate} s: cut it, or transcribe it"
+                f"the recording lasts {audio.seconds:.0f} s; a turn takes at most {most} s: "
+                "cut it, or transcribe it"
             )
         return log_mel(samples, config.mel)
 

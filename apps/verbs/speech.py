@@ -154,6 +154,8 @@ def _targets(args: Namespace, several: bool) -> list[Path]:
     folder = Path(args.output)
     if not several and not folder.is_dir():
         check_output(args.output, args)
+        if folder.exists() and Path(args.recordings[0]).resolve() == folder.resolve():
+            raise BadInput(f"{args.output} is the recording itself; give the answer another name")
         return [folder]
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{args.output} is a file; several answers need a folder")
@@ -162,16 +164,16 @@ def _targets(args: Namespace, several: bool) -> list[Path]:
 
 
 def _names(folder: Path, recordings: Sequence[str]) -> Iterator[Path]:
-    """stem.wav, stem-2.wav, … where recordings of several folders are called alike."""
-    taken: set[str] = set()
+    """stem.wav, stem-2.wav, … where recordings are called alike, or are there themselves."""
+    taken = {Path(recording).resolve() for recording in recordings}
     for recording in recordings:
-        stem = Path(recording).stem
-        name, number = stem, 1
-        while name in taken:
+        stem, number = Path(recording).stem, 1
+        path = folder / f"{stem}.wav"
+        while path.resolve() in taken:
             number += 1
-            name = f"{stem}-{number}"
-        taken.add(name)
-        yield folder / f"{name}.wav"
+            path = folder / f"{stem}-{number}.wav"
+        taken.add(path.resolve())
+        yield path
 
 
 def _show(reply: Reply, screen: Screen | None) -> None:
