@@ -34,6 +34,8 @@ RULES = {
     "3 tiles": ImageRule().capped(3),
     "4 tiles": ImageRule().capped(4),
     "1 tile": ImageRule().capped(1),
+    "just 3 tiles": ImageRule(min_tiles=3, max_tiles=3),
+    "just 4 tiles": ImageRule(min_tiles=4, max_tiles=4),
     "no special tokens": ImageRule(special_tokens=False),
 }
 SIDES = st.one_of(
@@ -133,8 +135,20 @@ def awkward_sizes(count: int, seed: int) -> list[tuple[int, int]]:
     """Half cells (banker's rounding), equal shapes (ties), thin strips, and any others."""
     draw = random.Random(seed)
     halves = [16 * n for n in range(1, 100)]
-    ratios = [(5, 4), (4, 5), (5, 2), (7, 4), (1, 1), (9, 2), (3, 4), (8, 1), (10, 1), (1, 11)]
-    sizes = []
+    ratios = [
+        (5, 4),
+        (4, 5),
+        (5, 2),
+        (5, 3),
+        (7, 4),
+        (1, 1),
+        (9, 2),
+        (3, 4),
+        (8, 1),
+        (10, 1),
+        (1, 11),
+    ]
+    sizes = [(8, 20_000), (20_000, 5), (1, 1), (12, 40_000)]
     for _ in range(count // 4):
         wide, high = draw.choice(ratios)
         scale = draw.randint(60, 400)
