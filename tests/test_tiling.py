@@ -223,7 +223,8 @@ def test_a_larger_budget_is_never_worse(
 
 @pytest.mark.parametrize("rule", [ImageRule(), ImageRule(thumbnail=False)])
 @pytest.mark.parametrize(
-    ("height", "width"), [(3000, 4000), (1080, 1920), (1500, 1500), (90, 5000), (300, 301)]
+    ("height", "width"),
+    [(3000, 4000), (1080, 1920), (1500, 1500), (90, 5000), (100, 15_000), (300, 301)],
 )
 def test_every_single_step_of_the_dial(height: int, width: int, rule: ImageRule) -> None:
     least = least_budget(height, width, rule)
@@ -231,6 +232,10 @@ def test_every_single_step_of_the_dial(height: int, width: int, rule: ImageRule)
     assert plans[0].tokens == least
     for before, after in pairwise(plans):
         assert before.tokens <= after.tokens and before.scale <= after.scale
+        assert before.shown.height <= after.shown.height
+        assert before.shown.width <= after.shown.width
+        if before.grid != after.grid:  # hundreds of tokens more, so something must be gained
+            assert before.scale < after.scale
     for tokens, plan in enumerate(plans, start=least):
         assert plan.tokens <= tokens
 
