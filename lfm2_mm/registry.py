@@ -14,6 +14,7 @@ Kind = Literal["chat", "vision", "speech", "colbert"]
 
 LFM = "LFM Open License v1.0"
 NANO = "CC BY-SA 4.0 (weights, as the texts they learned from); Apache-2.0 (code)"
+NANO_VL = "Apache-2.0"
 CONTEXT = 32_768  # tokens trained and supported; config.json names 128,000 positions
 
 
@@ -33,6 +34,7 @@ class Checkpoint:
 
 # The card of LFM2-VL; that of LFM2.5-VL is taken to say the same.
 VISION = Sampling(temperature=0.1, min_p=0.15, repetition_penalty=1.05)
+GREEDY = Sampling(temperature=0.0)  # what is read is right or wrong
 # From memory of the cards (only temperature 0.3 was seen in a published file).
 TEXT = Sampling(temperature=0.3, min_p=0.15, repetition_penalty=1.05)
 TEXT_25 = Sampling(temperature=0.1, top_k=50, repetition_penalty=1.05)
@@ -54,6 +56,9 @@ def _hub(
 # Parameters: tied weights count once. The bundled file is small enough to be counted when asked.
 TABLE: tuple[Checkpoint, ...] = (
     Checkpoint("nano-colbert", "colbert", None, NANO, bundled="nano_colbert"),
+    Checkpoint(
+        "nano-vl", "vision", None, NANO_VL, bundled="nano_vl", sampling=GREEDY, context=4096
+    ),
     _hub("LFM2-350M", "chat", 354_483_968, TEXT),
     _hub("LFM2-700M", "chat", 742_489_344, TEXT),
     _hub("LFM2-1.2B", "chat", 1_170_340_608, TEXT),

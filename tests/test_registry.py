@@ -46,8 +46,8 @@ def test_advice_of_the_cards() -> None:
 
 
 def test_the_bundled_one_of_a_kind() -> None:
-    row = bundled("colbert")
-    assert row and row.name == "nano-colbert"
+    rows = bundled("colbert"), bundled("vision")
+    assert [row and row.name for row in rows] == ["nano-colbert", "nano-vl"]
 
 
 @pytest.mark.parametrize(
