@@ -4,7 +4,8 @@ VENV := .venv
 LATEST := .venv-latest
 BIN := $(VENV)/bin
 PORT ?= 7860
-MODEL_COLBERT ?= nano-colbert
+MODEL_COLBERT ?=
+MODEL_VL ?=
 ARGS ?=
 
 .PHONY: help demo test lint bench test-latest
@@ -14,8 +15,8 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
 		|| sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed ## set up, then serve the search page; PORT=7860 MODEL_COLBERT=nano-colbert
-	$(BIN)/lfm2-mm demo --port $(PORT) --model $(MODEL_COLBERT) --no-browser
+demo: $(VENV)/.installed ## set up, then serve the pages; PORT=7860 MODEL_COLBERT= MODEL_VL=
+	$(BIN)/lfm2-mm demo --port $(PORT) --models "$(MODEL_COLBERT),$(MODEL_VL)" --no-browser
 
 test: $(VENV)/.installed ## set up, then run the tests, offline; ARGS="-k index"
 	$(BIN)/python -m pytest $(ARGS)

@@ -114,6 +114,11 @@ def pair(text: str) -> tuple[str, str]:
     return key, value
 
 
+def names(text: str) -> list[str]:
+    """An argparse type: names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def condition(text: str) -> tuple[str, str]:
     """An argparse type: key=value, or date>=2024-05 and the like; the sign goes with the key."""
     from retrieval import filters  # only where a filter is given
@@ -344,14 +349,17 @@ def _about_measures(add: Add) -> None:
 
 
 def _about_demo(add: Add) -> None:
-    demo = add("demo", "apps.verbs.demo:demo", "open the search page in the browser")
+    demo = add("demo", "apps.verbs.demo:demo", "serve the pages and open them in the browser")
     demo.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine only")
     demo.add_argument(
         "--port", type=whole(0, 65_535), default=7860, help="default 7860; 0 takes any free one"
     )
     demo.add_argument("--index", metavar="DIR", help="show this index too")
     demo.add_argument("--no-browser", action="store_true", help="only serve")
-    _model_flag(demo, "nano-colbert", "encoder of new indexes (default nano-colbert)")
+    demo.add_argument(
+        "--models", type=names, default=[], metavar="NAME,…",
+        help="names, hub ids or folders; default: the bundled one of every kind, or one fetched",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lfm2_mm.errors import NotAvailable
+from lfm2_mm.errors import BadInput, NotAvailable
 
 if TYPE_CHECKING:
     from audio import Speech
@@ -97,6 +98,36 @@ def open_speech(args: Namespace) -> Speech:
         dtype=args.dtype,
         offline=args.offline,
     )
+
+
+def by_kind(names: Sequence[str]) -> dict[Kind, str]:
+    """Checkpoints by what each is for. Raises BadInput for two of one kind, or an unknown kind."""
+    found: dict[Kind, str] = {}
+    for name in names:
+        kind = _kind_of(name)
+        if kind in found:
+            raise BadInput(
+                f"{found[kind]} and {name} are both {kind} checkpoints; name one of them"
+            )
+        found[kind] = name
+    return found
+
+
+def _kind_of(name: str) -> Kind:
+    """By the registry, or by what the files of a folder or of a cached checkpoint hold."""
+    from lfm2_mm import checkpoint, registry
+    from lfm2_mm.weights import read_json
+
+    kind = registry.find(name).kind if registry.knows(name) else None
+    if kind is not None:
+        return kind
+    folder = checkpoint.locate(name, fetch=False)
+    config = read_json(folder / "config.json")
+    if "vision_config" in config:
+        return "vision"
+    if "depthformer" in config:
+        return "speech"
+    return "colbert" if (folder / "modules.json").is_file() else "chat"
 
 
 def _checkpoint_here(kind: Kind) -> str:

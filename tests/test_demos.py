@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import gradio as gr
 import pytest
 
 import apps.demos
-from apps.demos import library, markup, search
+from apps.demos import library, markup, search, site
 from apps.demos.shelf import LIBRARY, UPLOADS, Shelf, conditions
 from lfm2_mm.errors import BadInput
 from retrieval.encoder import Encoder, open_encoder
@@ -47,20 +48,21 @@ def shelf(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def address(shelf: Shelf) -> Iterator[str]:
     """The page, served; its library is being prepared as in the real thing."""
-    blocks = search.build(shelf)
+    served = site.Site([search.page(shelf)], host="127.0.0.1", port=0)
     shelf.start()
-    yield search.launch(blocks, shelf, host="127.0.0.1", port=0)
-    blocks.close(verbose=False)
+    yield f"{served.address}search/"
+    served.close()
 
 
-def pages() -> list[str]:
-    found = (f"apps.demos.{one.name}" for one in pkgutil.iter_modules(apps.demos.__path__))
-    return [name for name in found if hasattr(importlib.import_module(name), "build")]
+def test_the_page_builds(shelf: Shelf) -> None:
+    assert isinstance(search.build(shelf), gr.Blocks)
 
 
-@pytest.mark.parametrize("name", pages())
-def test_every_page_builds(name: str, shelf: Shelf) -> None:
-    assert isinstance(importlib.import_module(name).build(shelf), gr.Blocks)
+def test_every_page_is_in_the_bar() -> None:
+    found = [one.name for one in pkgutil.iter_modules(apps.demos.__path__)]
+    modules = [importlib.import_module(f"apps.demos.{name}") for name in found]
+    pages = {m.__name__.rpartition(".")[2] for m in modules if hasattr(m, "build")}
+    assert pages == {path for path, _ in site.BAR} - {""}
 
 
 # ---- in the browser -------------------------------------------------------------------------
@@ -316,9 +318,10 @@ def test_a_source_far_longer_than_the_page_is_cut_around_the_hit() -> None:
 
 
 def test_a_port_that_is_taken_is_told(shelf: Shelf, address: str) -> None:
-    port = int(address.rstrip("/").rsplit(":", 1)[1])
+    port = urlsplit(address).port
+    assert port
     with pytest.raises(BadInput, match="--port"):
-        search.launch(search.build(shelf), shelf, host="127.0.0.1", port=port)
+        site.Site([search.page(shelf)], host="127.0.0.1", port=port)
 
 
 def test_closing_stops_the_preparation_and_keeps_what_was_done(

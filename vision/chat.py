@@ -53,9 +53,10 @@ class Pictures:
         """The picture's rows (n, hidden), some crops at a time. Raises BadPicture."""
         return self.encoder.pieces(part, slot.plan)
 
-    def under(self, budget: TokenBudget) -> Pictures:
-        """The same encoder, and what it remembers, under another budget."""
-        return Pictures(self.encoder, self._tokenizer, self.rule, budget)
+    def under(self, budget: TokenBudget, *, remember: bool = True) -> Pictures:
+        """The same encoder under another budget; without `remember`, one that knows no picture."""
+        encoder = self.encoder if remember else VisionEncoder(self.encoder.model, cache_bytes=0)
+        return Pictures(encoder, self._tokenizer, self.rule, budget)
 
     def _slot(self, image: Image, plan: TilePlan) -> Slot:
         ids: list[int] = []
@@ -84,12 +85,13 @@ class Chat(Native):
         """What the pictures of a prompt may cost."""
         return self.pictures.budget
 
-    def at(self, budget: TokenBudget | int) -> Chat:
+    def at(self, budget: TokenBudget | int, *, remember: bool = True) -> Chat:
         """The same checkpoint under another budget, with a conversation of its own.
 
-        Weights and encoded pictures are shared.
+        Weights are shared, and encoded pictures; without `remember` every picture is encoded anew,
+        each time, as a measurement wants it.
         """
-        pictures = self.pictures.under(budget_of(budget, None))
+        pictures = self.pictures.under(budget_of(budget, None), remember=remember)
         return Chat(self.name, self._backbone, self._tokenizer, self.context, self.advice, pictures)
 
     def plans(self, messages: Sequence[Message]) -> list[TilePlan]:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
-import webbrowser
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-# Before gradio is imported: it reads these once. Nothing is told to anybody.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
 import gradio as gr
 
-from apps.demos import markup
-from apps.demos.shelf import LIBRARY, MOST_BYTES, UPLOADS, Shelf
-from lfm2_mm import checkpoint
-from lfm2_mm.errors import BadInput, LfmError
-from retrieval.encoder import Encoder
+from apps.demos import markup, site
+from apps.demos.shelf import LIBRARY, UPLOADS, Shelf
+from lfm2_mm.errors import LfmError
 
 # At run time too: gradio reads the annotations.
 from retrieval.types import Hit, Mode, Progress, Report
@@ -33,13 +23,10 @@ EXAMPLES = [
     "send an HTTP request again when it fails",
     "split text into subword units",
 ]
-TITLE = """<h1>Search your documents</h1>
+NAME = "Search your documents"
+TITLE = f"""<h1>{NAME}</h1>
 <p>By meaning and by word, on this machine alone. Marked words show why a passage was found:
 the stronger the mark, the closer the match.</p>"""
-FONT = ("system-ui", "sans-serif")
-MONO = ("ui-monospace", "Consolas", "monospace")
-STYLE = Path(__file__).with_name("search.css")
-HEAD = """<meta name="referrer" content="no-referrer">"""
 ON_RESULT = """element.addEventListener('click', event => {
   const button = event.target.closest('[data-hit]');
   if (button) trigger('click', {hit: Number(button.dataset.hit)});
@@ -150,7 +137,8 @@ def outcome(report: Report) -> str:
 def build(shelf: Shelf) -> gr.Blocks:
     """The page over a shelf of collections."""
     page = Page(shelf)
-    with gr.Blocks(title="Search your documents", analytics_enabled=False) as blocks:
+    with gr.Blocks(title=NAME, analytics_enabled=False) as blocks:
+        gr.HTML(site.bar("search"))
         gr.HTML(TITLE, elem_id="title")
         with gr.Row(elem_id="page"):
             with gr.Column(scale=0, min_width=310, elem_id="shelf"):
@@ -215,68 +203,7 @@ def _ask() -> tuple[list[Any], gr.Column, list[Callable[..., Any]]]:
     return [query, mode, k, narrow], examples, events
 
 
-def launch(blocks: gr.Blocks, shelf: Shelf, *, host: str, port: int) -> str:
-    """Start serving in the background; returns the address. The shelf must stay open."""
-    # Where gradio puts an upload before it is indexed; it reads the variable each time.
-    os.environ["GRADIO_TEMP_DIR"] = str(shelf.temporary)
-    _, address, _ = blocks.queue(default_concurrency_limit=4).launch(
-        server_name=host,
-        server_port=free_port(host, port),
-        prevent_thread_lock=True,
-        quiet=True,
-        share=False,
-        ssr_mode=False,
-        max_file_size=MOST_BYTES,
-        theme=gr.themes.Default(font=FONT, font_mono=MONO, primary_hue="teal", neutral_hue="slate"),
-        css_paths=STYLE,
-        head=HEAD,
-        footer_links=[],
-    )
-    return address
-
-
-def free_port(host: str, port: int) -> int:
-    """`port` if it can be bound, any free one for 0. Raises BadInput with the reason."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.create_server((host, port), family=family) as server:
-            return int(server.getsockname()[1])
-    except OSError as error:
-        raise BadInput(
-            f"cannot serve on {host}, port {port}: {error.strerror}; --host 127.0.0.1 is this "
-            "machine, --port takes another port, 0 any free one"
-        ) from error
-
-
-def serve(
-    encoder: Encoder,
-    *,
-    host: str,
-    port: int,
-    index: Path | None,
-    browser: bool,
-    tell: Callable[[str], None],
-) -> None:
-    """Serve the page until Ctrl-C. The library is brought up to date while it serves."""
-    with closing(Shelf(checkpoint.settings().home, encoder, index)) as shelf:
-        blocks = build(shelf)
-        address = launch(blocks, shelf, host=host, port=port)
-        tell(f"search page on {address} (Ctrl-C stops it)")
-        shelf.start()
-        if browser:
-            show(address)
-        try:
-            while True:
-                time.sleep(3600)
-        finally:
-            blocks.close(verbose=False)
-
-
-def show(address: str) -> None:
-    """Open the page, unless the only browser there is would take over this terminal."""
-    try:
-        found = webbrowser.get()
-    except webbrowser.Error:
-        return
-    if type(found) is not webbrowser.GenericBrowser:
-        found.open(address)
+def page(shelf: Shelf) -> site.Page:
+    """The page for a site. The shelf must stay open."""
+    about = "Find a passage by meaning and by word, and see which words matched."
+    return site.Page("search", NAME, about, shelf.model, build(shelf), "search.css")

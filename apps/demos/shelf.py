@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 LIBRARY = "Project and packages"
 UPLOADS = "Uploaded files"
 MOST_FILES = 200  # of one upload
-MOST_BYTES = 50_000_000  # of one uploaded file
 
 
 class Closing(LfmError):
@@ -40,6 +39,7 @@ class Shelf:
 
         Raises IndexMissing where `extra` is neither.
         """
+        self.model = Path(encoder.name).name
         self.temporary = Path(tempfile.mkdtemp(prefix="lfm2-mm-"))
         self.files = self.temporary / "files"
         self.files.mkdir()
