@@ -396,6 +396,15 @@ def test_where_min_tiles_is_1_a_lone_tile_costs_what_it_shows() -> None:
     assert (plan.grid, plan.crops, plan.tokens) == (Grid(1, 1), (Size(512, 512),), 256)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1500), (1500, 1), (3, 20_000), (30, 20_000)])
+def test_one_crop_never_exceeds_its_tokens_under_a_budget(height: int, width: int) -> None:
+    """The published rule lets thin strips exceed max_image_tokens, up to 5,059 in all."""
+    plan = plan_tiles(height, width, 1_000_000)
+    assert plan.whole is not None
+    assert plan.whole.height * plan.whole.width <= 256 * 32**2
+    assert plan_tiles(height, width, TokenBudget(tiles=1)).tokens <= 256
+
+
 def test_huge_and_thin_pictures_are_planned_at_once() -> None:
     for height, width in [(1, 10**8), (10**8, 1), (10**5, 10**5), (1, 1)]:
         plan: TilePlan = plan_tiles(height, width, 256)

@@ -6,7 +6,7 @@ along the side that was coarser. Integers only; knows the published rule, no pix
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import lru_cache
 
 from vision.rule import Grid, ImageRule, Size
 
@@ -62,17 +62,18 @@ def _largest(height: int, width: int, top: Grid, tokens: int, rule: ImageRule) -
     return Size(best.rows * rule.cell, best.cols * rule.cell)
 
 
-def _shapes(height: int, width: int, top: Grid) -> Iterator[Grid]:
+@lru_cache(maxsize=64)
+def _shapes(height: int, width: int, top: Grid) -> tuple[Grid, ...]:
     """The picture's shape in whole cells at every scale, each side rounded, from 1 x 1 to `top`."""
     rows = cols = 1
-    finest = 0
+    finest, shapes = 0, []
     while True:
         fineness = min(rows * width, cols * height)  # of rows / height and cols / width
         if fineness > finest or (rows, cols) == top:
-            yield Grid(rows, cols)
+            shapes.append(Grid(rows, cols))
             finest = fineness
         if (rows, cols) == top:
-            return
+            return tuple(shapes)
         # The scale at which a side reaches its next half cell, times both sides.
         taller, wider = (2 * rows + 1) * width, (2 * cols + 1) * height
         higher = rows < top.rows and (taller <= wider or cols == top.cols)
@@ -80,10 +81,11 @@ def _shapes(height: int, width: int, top: Grid) -> Iterator[Grid]:
         rows += higher
 
 
-def _grids(height: int, width: int, rule: ImageRule, top: Grid) -> list[Grid]:
+@lru_cache(maxsize=64)
+def _grids(height: int, width: int, rule: ImageRule, top: Grid) -> tuple[Grid, ...]:
     """Grids of tiles, each finer than the one before and than `top`, up to the published one."""
     if not rule.splits(height, width):
-        return []
+        return ()
     published = rule.grid(height, width)
     within = [
         Grid(rows, cols)
@@ -103,7 +105,7 @@ def _grids(height: int, width: int, rule: ImageRule, top: Grid) -> list[Grid]:
         if grows and fineness > finest and (grid == published or _near(grid, height, width)):
             steps.append(grid)
             last, finest = cells, fineness
-    return steps
+    return tuple(steps)
 
 
 def _near(grid: Grid, height: int, width: int) -> bool:
