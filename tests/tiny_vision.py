@@ -96,7 +96,7 @@ def vl_folder(
     model = Lfm2VlForConditionalGeneration(config)
     tiny.randomize(model, seed)
     model.save_pretrained(path)
-    _processor_files(path, generation, {**SMALL, **(image or {})})
+    processor_files(path, generation, {**SMALL, **(image or {})})
     if generation == "early":
         _as_remote_code_had_it(path / "config.json")
     return path
@@ -132,7 +132,8 @@ def processor(folder: Path) -> Any:
     return Lfm2VlProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
 
 
-def _processor_files(path: Path, generation: Generation, image: dict[str, Any]) -> None:
+def processor_files(path: Path, generation: Generation, image: dict[str, Any]) -> None:
+    """What a generation keeps about pictures, in the files where it keeps it."""
     plain: dict[str, Any] = {"processor_class": "Lfm2VlProcessor", "use_image_special_tokens": True}
     common = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_pad": True}
     common |= {"rescale_factor": 1 / 255, "size": {"height": image["tile_size"]}, **image}

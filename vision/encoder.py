@@ -5,6 +5,7 @@ Knows crops and the tower; knows no prompt and no conversation.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class VisionEncoder:
         self.model = model
         self.computed = 0  # crops that went through the tower, since the start
         self.together = TOGETHER[model.device.type]
+        self._running = threading.Lock()  # two pictures at once would only share the cores
         self.cache = TensorCache(cache_bytes)
 
     @classmethod
@@ -91,8 +93,9 @@ class VisionEncoder:
     @torch.inference_mode()
     def _run(self, crops: Sequence[Tensor], size: Size, rule: ImageRule) -> Tensor:
         patches = normalised(torch.stack(list(crops)), rule).to(self.model.device)
-        rows = self.model(patches, size.height // rule.patch, size.width // rule.patch)
-        self.computed += len(crops)
+        with self._running:
+            rows = self.model(patches, size.height // rule.patch, size.width // rule.patch)
+            self.computed += len(crops)
         return rows.flatten(0, 1)
 
 
