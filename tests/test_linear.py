@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfm2_mm import device
-from lfm2_mm.linear import Int8Linear, Linear, quantise_rows
+from lfm2_mm.linear import Int8Linear, Linear, quantise_rows, room
 
 SIZES = [(1, 1), (3, 5), (64, 32), (65, 33), (200, 17), (1024, 96)]  # inputs, outputs
 
@@ -73,6 +73,13 @@ def test_a_quantised_value_comes_back_unchanged(processor: int) -> None:
     x = torch.randint(-127, 128, (9, 40), generator=generator).float()
     weight[:, 0], x[:, 0] = processor, -127
     torch.testing.assert_close(Int8Linear(weight)(x), x @ weight.T, atol=0, rtol=1e-5)
+
+
+def test_many_lengths_share_few_compiled_products() -> None:
+    sizes = {rows: len(room(rows, 4)) for rows in range(1, 4097)}
+    assert all(rows <= size < rows + max(8, rows / 16 + 1) for rows, size in sizes.items())
+    assert all(sizes[rows] == rows for rows in range(1, 9))
+    assert len(set(sizes.values())) < 150
 
 
 class TestEachTokenAlone:
