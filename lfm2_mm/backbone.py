@@ -20,7 +20,7 @@ from lfm2_mm.linear import Linear
 from lfm2_mm.state import State, Store
 
 if TYPE_CHECKING:
-    from lfm2_mm.fused import Stepper
+    from lfm2_mm.fused import Stack
 
 
 class View:
@@ -344,19 +344,29 @@ class Backbone(nn.Module):
             raise ValueError(f"{embeds.shape[0]} rows given, the state has {len(state.lengths)}")
         if embeds.shape[1] == 0:
             return embeds, state
-        if embeds.shape[:2] == (1, 1) and mask is None and self.stepper is not None:
-            return self.stepper.step(embeds, state)
+        if embeds.shape[:2] == (1, 1) and mask is None and self.stack is not None:
+            return self._step_compiled(embeds, state)
         hidden, next_state = self._run(embeds, state, mask, False)
         return hidden, cast(State, next_state)
 
     @functools.cached_property
-    def stepper(self) -> Stepper | None:
-        """The compiled step for one row and one position, where there can be one."""
-        if not self.packed:
+    def stack(self) -> Stack | None:
+        """All layers compiled for one row and one position, where there can be such a thing."""
+        if not self.packed or self.bidirectional:
             return None
-        from lfm2_mm.fused import stepper_for
+        from lfm2_mm.fused import stack_for
 
-        return stepper_for(self, cache_dtype())
+        blocks = cast("list[Block]", list(self.layers))
+        return stack_for(blocks, self.config, cache_dtype(), self.norm.weight)
+
+    def _step_compiled(self, embeds: Tensor, state: State) -> tuple[Tensor, State]:
+        stack = cast("Stack", self.stack)
+        with stack.lock:
+            store = state.room_for(1)
+            stack.bind(store.keys, store.values, store.inputs)
+            hidden = stack.run(embeds.reshape(-1), state.length)
+            store.lengths = (state.length + 1,)
+        return hidden.view(1, 1, -1), State(store, store.lengths)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, hidden_size) -> (…, vocab_size)."""

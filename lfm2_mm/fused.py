@@ -1,13 +1,14 @@
-"""One token through the whole stack in one compiled call. Knows the layers' order, no arithmetic.
+"""One position through a stack of layers in one compiled call. Knows their order, no arithmetic.
 
-What it computes is what Backbone._layers computes for one row and one position, into the same
-state. It is there for int8 backbones without experts, on processors with byte products, where all
-sizes are whole lanes; `stepper_for` says.
+What it computes is what the modules compute for one row and one position, into the same buffers.
+It is there for packed layers without experts, on processors with byte products, where all sizes
+are whole lanes; `stack_for` says. What differs from the modules is the order of float sums: what
+falls between two int8 levels may then round the other way, as with any change of order.
 """
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -15,33 +16,37 @@ import torch
 from torch import Tensor
 
 from lfm2_mm.compiled import register_width
+from lfm2_mm.config import BackboneConfig
 from lfm2_mm.linear import Int8Linear
 from lfm2_mm.program import Operation, Program, Row, float_bits
-from lfm2_mm.state import State, Store
 from lfm2_mm.step_ir import Shape
 from lfm2_mm.vector_ir import LANES
 
 if TYPE_CHECKING:
-    from lfm2_mm.backbone import Attention, Backbone, Block, FeedForward, ShortConv
+    from lfm2_mm.backbone import Attention, Block, FeedForward, ShortConv
 
 
-class Stepper:
-    """The program of a backbone, and the state it is bound to."""
+class Stack:
+    """The program of some layers. Hold `lock` from `bind` to the end of `run`."""
 
-    def __init__(self, backbone: Backbone, shape: Shape) -> None:
-        config = backbone.config
+    def __init__(
+        self, blocks: Iterable[Block], config: BackboneConfig, shape: Shape, norm: Tensor | None
+    ) -> None:
+        """norm: the weight of a last normalisation; None: there is none."""
         self._config = config
         self._program = program = Program(shape)
+        self.lock = program.lock
         self._turns = program.row(2 * config.head_dim)
         exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-        self._frequencies = (1.0 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
+        self._frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
         self._attentions: list[Operation] = []
         self._convolutions: list[Operation] = []
-        self._bound: weakref.ref[Store] | None = None
+        self._bound: list[int] = []
         self._x = program.row(config.hidden_size)
-        for block in cast("list[Block]", backbone.layers):
+        for block in blocks:
             self._block(block)
-        self._out = program.norm(self._x, backbone.norm.weight, config.norm_eps)
+        last = norm is not None
+        self._out = program.norm(self._x, cast(Tensor, norm), config.norm_eps) if last else self._x
 
     def _block(self, block: Block) -> None:
         program, eps = self._program, self._config.norm_eps
@@ -62,7 +67,7 @@ class Stepper:
             k_weight=program.floats(attention.k_layernorm.weight),
             eps=float_bits(self._config.norm_eps), turns=self._turns.address,
             kv_heads=attention.kv_heads, keys=0, values=0, apart=0,
-            position=int(program.position.ctypes.data), scores=0, room=0, out=mixed.address,
+            position=program.position.address, scores=0, room=0, out=mixed.address,
         )  # fmt: skip
         self._attentions.append(operation)
         program.linear(mixed, cast(Int8Linear, attention.out_proj), onto=self._x)
@@ -73,7 +78,7 @@ class Stepper:
         mixed = program.row(self._x.size)
         operation = program.add(
             "convolve", gates=gates.address, size=self._x.size, inputs=0,
-            position=int(program.position.ctypes.data), lead=conv.weight.shape[0] - 1,
+            position=program.position.address, lead=conv.weight.shape[0] - 1,
             taps=program.floats(conv.weight), bias=program.floats(conv.bias), out=mixed.address,
         )  # fmt: skip
         self._convolutions.append(operation)
@@ -86,56 +91,59 @@ class Stepper:
         program.add("swiglu", gates=gates.address, size=mixed.size, out=mixed.address)
         program.linear(mixed, cast(Int8Linear, network.w2), onto=self._x)
 
-    def step(self, embeds: Tensor, state: State) -> tuple[Tensor, State]:
-        """embeds (1, 1, hidden) float32 -> hidden (1, 1, hidden) and the next state."""
-        with self._program.lock:
-            store = state.room_for(1)
-            self._bind(store)
-            (position,) = state.lengths
-            self._program.position[0] = position
-            angles = np.float32(position) * self._frequencies
-            cosines, sines = np.cos(angles), np.sin(angles)
-            self._turns.values[:] = np.concatenate([cosines, cosines, -sines, sines])
-            self._x.values[:] = embeds.reshape(-1).numpy()
-            self._program.run()
-            hidden = torch.from_numpy(self._out.values.copy()).view(1, 1, -1)
-            store.lengths = (position + 1,)
-        return hidden, State(store, store.lengths)
+    def bind(
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], inputs: Sequence[Tensor] = ()
+    ) -> None:
+        """Read and write these buffers: of each attention layer (1, kv_heads, capacity, head_dim),
+        of each convolution layer (1, kernel - 1 + capacity, hidden), as lfm2_mm.state has them.
 
-    def _bind(self, store: Store) -> None:
-        """Let the operations read and write these buffers."""
-        if self._bound is not None and self._bound() is store:
+        They must outlive the next `run`, have the stack's dtype, and room for its position.
+        """
+        places = [tensor.data_ptr() for tensor in (*keys, *values, *inputs)]
+        if places == self._bound:
             return
-        config = self._config
-        for operation, inputs in zip(self._convolutions, store.inputs, strict=True):
-            operation.set(inputs=inputs.data_ptr())
-        room = -(-store.capacity // LANES) * LANES * 4
-        scores = np.empty(config.heads * room // 4, np.float32)
-        self._scores = scores
-        pairs = zip(store.keys, store.values, strict=True)
-        for operation, (keys, values) in zip(self._attentions, pairs, strict=True):
-            operation.set(
-                keys=keys.data_ptr(), values=values.data_ptr(),
-                apart=keys.stride(1) * keys.element_size(),
-                scores=int(scores.ctypes.data), room=room,
-            )  # fmt: skip
-        self._bound = weakref.ref(store)
+        for operation, tensor in zip(self._convolutions, inputs, strict=True):
+            operation.set(inputs=tensor.data_ptr())
+        room = -(-keys[0].shape[2] // LANES) * LANES if keys else 0
+        self._scores = np.empty(self._config.heads * room, np.float32)
+        for operation, k, v in zip(self._attentions, keys, values, strict=True):
+            operation.set(keys=k.data_ptr(), values=v.data_ptr(),
+                          apart=k.stride(1) * k.element_size(),
+                          scores=int(self._scores.ctypes.data), room=4 * room)  # fmt: skip
+        self._bound = places
+
+    def run(self, x: Tensor, position: int) -> Tensor:
+        """x (hidden,) float32 at `position`, after what the buffers hold -> (hidden,)."""
+        self._program.position.values[0] = position
+        angles = np.float32(position) * self._frequencies
+        cosines, sines = np.cos(angles), np.sin(angles)
+        self._turns.values[:] = np.concatenate([cosines, cosines, -sines, sines])
+        self._x.values[:] = x.numpy()
+        self._program.run()
+        return torch.from_numpy(self._out.values.copy())
 
 
-def stepper_for(backbone: Backbone, cache: torch.dtype) -> Stepper | None:
-    """A stepper where there can be one, else None. cache: the dtype that states are kept in."""
-    config, width = backbone.config, register_width()
+def stack_for(
+    blocks: Sequence[Block], config: BackboneConfig, cache: torch.dtype, norm: Tensor | None = None
+) -> Stack | None:
+    """A stack where there can be one, else None. cache: what keys, values and inputs are in."""
+    width = register_width()
     sizes = (config.hidden_size, config.feed_forward, config.head_dim)
-    fits = (
-        backbone.packed
-        and not backbone.bidirectional
-        and config.experts is None
-        and width is not None
-        and all(size % LANES == 0 for size in sizes)
-        and all(m.packed.memory is not None for m in backbone.layers.modules()
-                if isinstance(m, Int8Linear))
-    )  # fmt: skip
-    if not fits:
+    if width is None or config.experts is not None or any(size % LANES for size in sizes):
+        return None
+    if cache not in (torch.bfloat16, torch.float32):
+        return None
+    if not all(readable(module) for block in blocks for module in block.modules()):
         return None
     group = config.heads // config.kv_heads
-    return Stepper(backbone, Shape(config.head_dim, group, cache == torch.bfloat16, width == 64))
+    shape = Shape(config.head_dim, group, cache == torch.bfloat16, wide=width == 64)
+    return Stack(blocks, config, shape, norm)
+
+
+def readable(module: torch.nn.Module) -> bool:
+    """Whether our products can read this layer's weights, if it has any."""
+    from lfm2_mm.linear import Linear
+
+    if isinstance(module, Int8Linear):
+        return module.compiled
+    return not isinstance(module, Linear)

@@ -46,6 +46,14 @@ class Row:
         self.apart = self.memory.strides[0] if copies > 1 else 0
 
 
+class Counter:
+    """A whole number that operations read."""
+
+    def __init__(self) -> None:
+        self.values = np.zeros(1, np.int64)
+        self.address = int(self.values.ctypes.data)
+
+
 class Operation:
     """One operation of a program. Its fields may change between runs."""
 
@@ -69,7 +77,7 @@ class Program:
     def __init__(self, shape: Shape = SIMPLE) -> None:
         self.shape = shape
         self.most_threads = usable_cores()
-        self.position = np.zeros(1, np.int64)  # of the row that a run computes
+        self.position = Counter()  # of the row that a run computes
         self.lock = threading.Lock()  # to be held from filling the buffers to reading the result
         self._operations: list[Operation] = []
         self._table = np.zeros(0, np.int64)

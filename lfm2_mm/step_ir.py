@@ -281,22 +281,24 @@ def _turned(s: Share, row: Value, weight: Value, kept: bool = False) -> list[Val
     sines = [f.load(FLOATS, s.turns, 4 * (dim + LANES * part)) for part in range(parts)]
     turned = [
         f.fma(y, sine, x * cosine)
-        for x, y, cosine, sine in zip(plain, _partners(s, row, plain), cosines, sines, strict=True)
+        for x, y, cosine, sine in zip(plain, _partners(s, plain), cosines, sines, strict=True)
     ]
     if not kept:
         return turned
     return [write(f, True, x, row + 4 * LANES * part) for part, x in enumerate(turned)]
 
 
-def _partners(s: Share, row: Value, plain: list[Value]) -> list[Value]:
+def _partners(s: Share, plain: list[Value]) -> list[Value]:
     """The number that each one is turned with: half a head away, or (pairs) its neighbour."""
     if s.shape.pairs:
         return [x.lanes([lane ^ 1 for lane in range(LANES)]) for x in plain]
-    half = s.shape.head_dim // 2
-    if half % LANES == 0:
-        away = half // LANES
-        return [*plain[away:], *plain[:away]]
-    return [x.lanes([(lane + half) % LANES for lane in range(LANES)]) for x in plain]
+    half, count = s.shape.head_dim // 2, len(plain)
+    partners = []
+    for part in range(count):
+        first, offset = divmod((LANES * part + half) % s.shape.head_dim, LANES)
+        following = plain[(first + 1) % count]
+        partners.append(plain[first].lanes(range(offset, offset + LANES), following))
+    return partners
 
 
 def _score(s: Share, query: list[Value], keys: Value, position: Value, out: Value) -> Value:

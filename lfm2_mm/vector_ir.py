@@ -8,6 +8,7 @@ from lfm2_mm.emit import F32, I16, I32, Function, Value, vector
 
 LANES = 16
 FLOATS, INTS = vector(F32, LANES), vector(I32, LANES)
+WHOLE = 1.5 * 2.0**23  # added to a float below 2²², it leaves nothing behind the point
 
 
 def dot(f: Function, wide: bool, sums: Value, unsigned: Value, signed: Value) -> Value:
@@ -29,19 +30,21 @@ def exponential(f: Function, x: Value) -> Value:
     """e to the x, to 2e-7 of itself; below -87 it is 1e-38 rather than 0. NaN stays NaN."""
     x = f.larger(x, f.number(-87.0, FLOATS))
     x = x.compare(">", 88.0).where(f.number(88.0, FLOATS), x)
-    n = f.call("llvm.rint.v16f32", FLOATS, x * 1.4426950408889634)
+    shifted = f.fma(x, f.number(1.4426950408889634, FLOATS), f.number(WHOLE, FLOATS))
+    n = shifted - WHOLE
     x = f.fma(n, f.number(-0.693145751953125, FLOATS), x)  # ln 2 in two parts: n times the
     x = f.fma(n, f.number(-1.428606765330187e-06, FLOATS), x)  # first is exact
     y = f.number(1 / 720, FLOATS)
     for term in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
         y = f.fma(y, x, f.number(term, FLOATS))
-    power = (truncated(f, n) + 127) << 23
+    power = (shifted.bits(INTS) + 127) << 23  # the lowest bits of `shifted` are those of n
     return y * power.bits(FLOATS)
 
 
 def truncated(f: Function, x: Value) -> Value:
-    """Floats to int32, cut towards zero; NaN becomes 0."""
-    return f.call("llvm.fptosi.sat.v16i32.v16f32", INTS, x)
+    """Floats below 2³¹ to int32, cut towards zero; NaN becomes 0. (LLVM's own saturating
+    conversion takes each lane by itself.)"""
+    return x.is_nan().where(f.number(0.0, FLOATS), x).to(I32)
 
 
 def read(f: Function, half: bool, address: Value) -> Value:
