@@ -19,6 +19,9 @@ MODES = ("hybrid", "colbert", "lexical")
 CODECS = ("int8", "4bit", "2bit", "float16")
 PRESETS = ("reference", "fast", "balanced", "quality")
 SHAPES = ("LFM2-350M", "LFM2-700M", "LFM2-1.2B", "LFM2-2.6B", "LFM2-8B-A1B")
+VISION_SHAPES = (
+    "LFM2-VL-450M", "LFM2-VL-1.6B", "LFM2-VL-3B", "LFM2.5-VL-450M", "LFM2.5-VL-1.6B"
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -341,10 +344,12 @@ def _about_measures(add: Add) -> None:
     evaluate.add_argument("--mode", choices=MODES, default="hybrid")
     evaluate.add_argument("--index", metavar="DIR", help="keep the index here for another run")
     bench = add("bench", "apps.verbs.measures:bench", "measure speed on this machine")
-    bench.add_argument("what", nargs="?", choices=("chat", "retrieval"), help="default: both")
+    kinds = ("chat", "vision", "retrieval")
+    bench.add_argument("what", nargs="?", choices=kinds, help="default: all of them")
     bench.add_argument(
-        "--shape", choices=SHAPES, default="LFM2-350M", help="random weights of this shape (chat)"
-    )
+        "--shape", choices=SHAPES + VISION_SHAPES,
+        help="random weights of this shape (default: the smallest for chat, and for vision)",
+    )  # fmt: skip
     _model_flag(bench, "nano-colbert", "the encoder (retrieval)")
 
 

@@ -146,6 +146,8 @@ def test_every_verb_has_help_and_the_common_flags(capsys: pytest.CaptureFixture[
         ("demo --port 65536", "to 65,535"),
         ("bench speed", "'chat'"),
         ("bench chat --shape LFM9", "LFM2-350M"),
+        ("bench chat --shape LFM2-VL-450M", "LFM2-1.2B"),
+        ("bench vision --shape LFM2-350M", "LFM2.5-VL-450M"),
     ],
 )
 def test_wrong_usage_is_2_and_says_what_is_valid(

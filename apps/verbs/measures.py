@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
+from apps.cli import SHAPES, VISION_SHAPES
 from apps.screen import Screen, table
 
 
@@ -41,13 +42,26 @@ def bench(args: Namespace, screen: Screen) -> None:
 
 def _rows(args: Namespace) -> Iterator[dict[str, Any]]:
     from apps.bench import bench_chat, bench_retrieval
+    from apps.bench_vision import bench_vision
 
+    how = {"device": args.device, "dtype": args.dtype}
     if args.what in ("chat", None):
-        yield from bench_chat(args.shape, device=args.device, dtype=args.dtype)
+        yield from bench_chat(shape_for(args, SHAPES), **how)
+    if args.what in ("vision", None):
+        yield from bench_vision(shape_for(args, VISION_SHAPES), **how)
     if args.what in ("retrieval", None):
         yield from bench_retrieval(
             args.model, device=args.device, dtype=args.dtype, offline=args.offline
         )
+
+
+def shape_for(args: Namespace, known: tuple[str, ...]) -> str:
+    """The shape to measure: the one asked, if it is of this kind, else the smallest."""
+    if args.shape in known:
+        return str(args.shape)
+    if args.shape is not None and args.what is not None:
+        args.wrong_usage(f"bench {args.what} has no shape {args.shape}; it has {', '.join(known)}")
+    return known[0]
 
 
 def shown(value: object) -> str:
