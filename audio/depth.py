@@ -16,9 +16,12 @@ from torch.nn import functional as F
 
 from audio.config import AudioConfig
 from lfm2_mm.backbone import KV, Attention, Block, RMSNorm, Rotary, View
-from lfm2_mm.linear import Linear
+from lfm2_mm.fused import Stack, stack_for
+from lfm2_mm.linear import Int8Linear, Linear
 
 Choose = Callable[[Tensor], int]  # logits (codes,) -> the code
+Step = Callable[[Tensor, int], Tensor]  # (width,) and its codebook -> (width,) after the layers
+_UNTRIED = object()  # whether the layers can be compiled
 
 
 class CodebookHead(nn.Module):
@@ -50,6 +53,7 @@ class DepthTransformer(nn.Module):
             CodebookHead(config.codebook_size + 1, width, blocks.norm_eps, tied=config.depth.tied)
             for _ in range(self.codebooks)
         )
+        self._stack: object = _UNTRIED
 
     def forward(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """All logits of known frames, with gradients: (n, hidden), (n, codebooks) int64 ->
@@ -68,16 +72,43 @@ class DepthTransformer(nn.Module):
     def frame(self, hidden: Tensor, choose: Choose) -> tuple[int, ...]:
         """hidden (hidden_size,) -> the codes `choose` takes, codebook after codebook."""
         slices = self._slices(hidden[None])[0]
-        caches = self._caches(slices)
+        through = self._fused(slices) or self._plain(slices)
         codes: list[int] = []
-        x = slices[:1]
+        x = slices[0]
         for book, head in enumerate(self._heads()):
-            view = View((book,), 1, None, causal=True)
-            y = self._layers(x[None], view, self._rotary(x, book, 1), caches)
-            codes.append(choose(head.logits(y[0, 0])))
+            codes.append(choose(head.logits(through(x, book))))
             if book + 1 < self.codebooks:
-                x = slices[book + 1 : book + 2] + head.embedding[codes[-1]].to(x.dtype)
+                x = slices[book + 1] + head.embedding[codes[-1]].to(x.dtype)
         return tuple(codes)
+
+    def _plain(self, like: Tensor) -> Step:
+        """The layers at one position after another, over caches of this frame."""
+        caches = self._caches(like)
+
+        def through(x: Tensor, book: int) -> Tensor:
+            view = View((book,), 1, None, causal=True)
+            return self._layers(x[None, None], view, self._rotary(x, book, 1), caches)[0, 0]
+
+        return through
+
+    def _fused(self, like: Tensor) -> Step | None:
+        """The same in one call a position, where the weights are packed and the processor can."""
+        if self._stack is _UNTRIED:
+            packed = any(isinstance(module, Int8Linear) for module in self.layers.modules())
+            blocks = cast("list[Block]", list(self.layers))
+            self._stack = stack_for(blocks, self.config.blocks(), like.dtype) if packed else None
+        stack = cast("Stack | None", self._stack)
+        if stack is None:
+            return None
+        caches = [cache for cache in self._caches(like) if cache is not None]
+        keys, values = [c.keys for c in caches], [c.values for c in caches]
+
+        def through(x: Tensor, book: int) -> Tensor:
+            with stack.lock:
+                stack.bind(keys, values)
+                return stack.run(x, book)
+
+        return through
 
     def _slices(self, hidden: Tensor) -> Tensor:
         """(n, hidden) -> (n, codebooks, width)."""
