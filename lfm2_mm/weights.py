@@ -8,7 +8,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,15 +112,28 @@ def read_tensors(folder: Path, prefix: str = "") -> Iterator[tuple[str, torch.Te
     for key, info in tensors_of(folder).items():
         if key.startswith(prefix):
             files.setdefault(info.file, []).append(key)
+    for path, keys in files.items():
+        for key, tensor in _tensors(path, keys):
+            yield key.removeprefix(prefix), tensor
+
+
+def read_file(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(key, tensor) of the wanted weights of one safetensors file of any name, as stored.
+
+    The header is checked first. Raises CheckpointDamaged.
+    """
+    yield from _tensors(path, [key for key in _header(path) if wanted(key)])
+
+
+def _tensors(path: Path, keys: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
     from safetensors import SafetensorError, safe_open
 
-    for path, keys in files.items():
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                for key in keys:
-                    yield key.removeprefix(prefix), tensors.get_tensor(key)
-        except SafetensorError as error:
-            raise CheckpointDamaged(f"{path} cannot be read: {error}") from error
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            for key in keys:
+                yield key, tensors.get_tensor(key)
+    except SafetensorError as error:
+        raise CheckpointDamaged(f"{path} cannot be read: {error}") from error
 
 
 def write(

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from audio.config import AudioConfig
+from audio.config import AudioConfig, MelConfig
 from audio.conformer import by_distance
 from audio.encoder import MAX_SECONDS, AudioEncoder, load_encoder, published_encoder
+from audio.mel import log_mel
+from audio.resample import resample
 from lfm2_mm.device import Choice
 from lfm2_mm.errors import BadInput, CheckpointDamaged
 from tests import tiny_audio
+from tests.golden.parts import CLIPS, EVERY
 
 LENGTHS = [1, 2, 8, 9, 10, 16, 17, 24, 25, 101]
 FP32, BF16, INT8 = (Choice("cpu", weights, 1, "") for weights in ("fp32", "bf16", "int8"))
@@ -89,6 +94,21 @@ def test_the_adapter_is_norm_linear_gelu_linear() -> None:
     x = torch.nn.functional.layer_norm(x, (32,), at["0.weight"], at["0.bias"])
     x = torch.nn.functional.gelu(x @ at["1.weight"].T + at["1.bias"])
     torch.testing.assert_close(encoder().hear(mel(50)), (x @ at["3.weight"].T + at["3.bias"])[0])
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@torch.no_grad()
+def test_the_ears_equal_the_reference(name: str) -> None:
+    """From samples to embeddings, beside liquid-audio (tests/golden/README.md)."""
+    seconds, rate, seed = CLIPS[name]
+    golden = np.load(Path(__file__).parent / "golden/parts.npz")
+    samples = resample(tiny_audio.recording(seconds, rate, seed), rate, 16_000)
+    frames = log_mel(samples, MelConfig())
+    heard = encoder().conformer(frames[None])[0][0]
+    np.testing.assert_allclose(heard[::EVERY], golden[f"{name}/conformer"], atol=5e-4)
+    np.testing.assert_allclose(
+        encoder().hear(frames)[::EVERY], golden[f"{name}/adapter"], atol=5e-4
+    )
 
 
 @torch.no_grad()
