@@ -94,6 +94,8 @@ def test_an_array_or_pil_image_may_change_afterwards() -> None:
     picture.paste((0, 0, 0), (0, 0, 60, 40))
     for image in (from_array, from_pil):
         assert tuple(image.decode()[0, 0]) == RED
+        with pytest.raises(ValueError, match="read-only"):
+            image.decode()[0, 0] = 0
 
 
 # ---- what is done to it --------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Integers only, standard library only. Knows the published rule; knows no pixels 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -160,8 +161,8 @@ def plan_tiles(
     least = ladder.least(height, width, rule)
     if budget.tokens < least:
         raise OverBudget(
-            f"{budget.tokens} image tokens are not enough for a picture of {width} x {height} "
-            f"pixels; the smallest budget for it is {least}",
+            f"a budget of {budget.tokens} image tokens is too small for a picture of "
+            f"{width} x {height} pixels; the smallest for it is {least}",
             least,
         )
     grid, whole = ladder.choose(height, width, budget.tokens, tiles, rule)
@@ -178,30 +179,32 @@ def plan_all(
     if budget is None or not budget.shared or budget.tokens is None:
         return [plan_tiles(height, width, budget, rule) for height, width in sizes]
     alone = replace(budget, tokens=None)
-    worths = [plan_tiles(height, width, alone, rule).worth for height, width in sizes]
-    share = _share(worths, budget.tokens)
-    needed = max((ladder.least(height, width, rule) for height, width in sizes), default=0)
-    if share < needed:
-        least = sum(min(worth, needed) for worth in worths)
+    bounds = [
+        (ladder.least(height, width, rule), plan_tiles(height, width, alone, rule).worth)
+        for height, width in sizes
+    ]
+    least = sum(low for low, _ in bounds)
+    if budget.tokens < least:
         raise OverBudget(
-            f"{budget.tokens} image tokens are not enough for {len(sizes)} pictures; "
-            f"the smallest budget for them is {least}",
+            f"a budget of {budget.tokens} image tokens is too small for {len(sizes)} pictures; "
+            f"the smallest for them is {least}",
             least,
         )
-    each = replace(budget, tokens=share)
-    return [plan_tiles(height, width, each, rule) for height, width in sizes]
+    return [
+        plan_tiles(height, width, replace(budget, tokens=tokens), rule)
+        for (height, width), tokens in zip(sizes, _dealt(bounds, budget.tokens), strict=True)
+    ]
 
 
-def _share(worths: Sequence[int], tokens: int) -> int:
-    """The largest share such that all pictures, none taking more than it is worth, fit."""
-    low, high = 0, max(tokens, 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if sum(min(worth, middle) for worth in worths) <= tokens:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _dealt(bounds: Sequence[tuple[int, int]], tokens: int) -> list[int]:
+    """An equal share for each within its (least, worth), as large as `tokens` allow."""
+
+    def with_share(share: int) -> list[int]:
+        return [max(low, min(high, share)) for low, high in bounds]
+
+    shares = range(1, max(high for _, high in bounds) + 1) if bounds else range(0)
+    fitting = bisect_right(shares, tokens, key=lambda share: sum(with_share(share)))
+    return with_share(fitting)
 
 
 def _published(height: int, width: int, rule: ImageRule) -> tuple[Grid, Size | None]:
