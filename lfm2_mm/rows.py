@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from lfm2_mm.compiled import Machine, register_width, run_team
-from lfm2_mm.linear import Int8Linear
+from lfm2_mm.linear import Int8Linear, room
 
 
 class Codes(NamedTuple):
     """Rows rounded to bytes: values are (codes - 128) · steps."""
 
-    codes: Tensor  # (n, size) uint8
+    codes: Tensor  # (n or some more, size) uint8: `lfm2_mm.linear.room` says why more
     steps: Tensor  # (n,) float32
 
 
@@ -36,7 +36,8 @@ class Product(NamedTuple):
 
 def multiply(codes: Codes, linear: Int8Linear) -> Product:
     """codes (n, inputs) by the layer's weights."""
-    return Product(linear.product(codes.codes), codes.steps, linear.bias)
+    values = linear.product(codes.codes)[: len(codes.steps)]
+    return Product(values, codes.steps, linear.bias)
 
 
 @functools.cache
@@ -140,7 +141,7 @@ class Rows:
 
 
 def _room(rows: int, size: int) -> Codes:
-    return Codes(torch.empty(rows, size, dtype=torch.uint8), torch.empty(rows))
+    return Codes(room(rows, size), torch.empty(rows))
 
 
 def bits_of(value: float) -> int:

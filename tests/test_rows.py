@@ -38,7 +38,7 @@ def a_product(n: int, size: int, seed: int = 5, *, bias: bool = True) -> tuple[P
 
 
 def floats(codes: Codes) -> Tensor:
-    return (codes.codes.float() - 128) * codes.steps[:, None]
+    return (codes.codes[: len(codes.steps)].float() - 128) * codes.steps[:, None]
 
 
 def assert_rounded(codes: Codes, exact: Tensor) -> None:
