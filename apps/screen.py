@@ -91,7 +91,8 @@ class _Lines:
             return
         self.told = now
         rate = done / (now - self.started)
-        left = f", {duration((total - done) / rate)} left" if total and done else ""
+        tells = total and 100 * done >= total  # before that the rate is a guess
+        left = f", {duration((total - done) / rate)} left" if tells else ""
         of = f" of {total:,}" if total else ""
         self.stream.write(f"{done:,}{of} {self.unit}, {rate:,.1f}/s{left}: {plain(what)}\n")
         self.stream.flush()

@@ -45,6 +45,9 @@ def test_progress_lines_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
         tell(1, 4, "a file")
     assert piped.err.getvalue().startswith("1 of 4 bytes, ")  # type: ignore[attr-defined]
     assert "left: a file" in piped.err.getvalue()  # type: ignore[attr-defined]
+    with piped.progress("bytes") as tell:
+        tell(12, 6_000_000_000, "the first small file")
+    assert "/s: the first small file" in piped.err.getvalue()  # type: ignore[attr-defined]
 
 
 def test_figures_and_tables() -> None:
