@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from audio.conversation import Conversation, Manner
     from audio.reply import Reply
+    from audio.session import Session
     from audio.speech import Speech, open
 
 _HOMES = {
     "conversation": ("Conversation", "Manner"),
     "reply": ("Reply",),
+    "session": ("Session",),
     "speech": ("Speech", "open"),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["Conversation", "Manner", "Reply", "Speech", "open"]
+__all__ = ["Conversation", "Manner", "Reply", "Session", "Speech", "open"]
 
 
 def __getattr__(name: str) -> Any:

@@ -71,6 +71,7 @@ def test_the_walk_sees_imports_inside_functions_and_relative_ones(tmp_path: Path
         "audio",
         "audio.config",
         "audio.modes",
+        "audio.turns",
         "retrieval",
         "retrieval.documents",
         "retrieval.index",

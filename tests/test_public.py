@@ -18,7 +18,7 @@ PUBLIC = {
         encode_segment evaluate fingerprint_of maxsim open open_encoder
     """,
     "audio": """
-        Conversation Manner Reply Speech open
+        Conversation Manner Reply Session Speech open
     """,
     "vision": """
         PRESETS Chat Grid ImageRule Size TilePlan TokenBudget VisionEncoder
