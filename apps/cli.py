@@ -182,6 +182,8 @@ def parser() -> argparse.ArgumentParser:
         _about_see,
         _about_speech,
         _about_index,
+        _about_batches,
+        _about_care,
         _about_measures,
         _about_demo,
     ):
@@ -289,16 +291,8 @@ def _about_index(add: Add) -> None:
     index.add_argument("paths", nargs="+", metavar="PATH")
     _index_flag(index)
     _model_flag(index, None, "encoder of a new index; default: nano-colbert")
-    index.add_argument(
-        "--codec", choices=CODECS, help="how a new index keeps vectors; default int8, 4bit is half"
-    )
-    index.add_argument(
-        "--pool", type=whole(1, 16), metavar="N", help="of a new index: so many vectors become one"
-    )
+    _keeping(index, "of a new index")
     index.add_argument("--prune", action="store_true", help="remove documents whose file is gone")
-    index.add_argument(
-        "--meta", type=pair, action="append", default=[], metavar="KEY=VALUE", help="keep with each"
-    )
     search = add("search", "apps.verbs.collection:search", "search an index")
     search.add_argument("query")
     _index_flag(search)
@@ -313,7 +307,29 @@ def _about_index(add: Add) -> None:
     _index_flag(delete)
     delete.add_argument("--source", required=True, help="a source, or a pattern such as *.pdf")
     _index_flag(add("info", "apps.verbs.collection:info", "say what an index holds"))
-    _about_care(add)
+
+
+def _keeping(verb: argparse.ArgumentParser, what: str) -> None:
+    verb.add_argument(
+        "--codec", choices=CODECS, help=f"{what}: how vectors are kept; default int8, 4bit is half"
+    )
+    verb.add_argument(
+        "--pool", type=whole(1, 16), metavar="N", help=f"{what}: so many vectors become one"
+    )
+    verb.add_argument(
+        "--meta", type=pair, action="append", default=[], metavar="KEY=VALUE", help="keep with each"
+    )
+
+
+def _about_batches(add: Add) -> None:
+    encode = add("encode", "apps.verbs.batches:encode", "encode files into a segment, as a job")
+    encode.add_argument("paths", nargs="+", metavar="PATH")
+    encode.add_argument("--into", required=True, metavar="DIR", help="the folder of segments")
+    _model_flag(encode, "nano-colbert", "the encoder (default nano-colbert)")
+    _keeping(encode, "of the segment")
+    attach = add("attach", "apps.verbs.batches:attach", "take encoded segments into an index")
+    attach.add_argument("segments", nargs="+", metavar="SEGMENT", help="as `encode` told them")
+    _index_flag(attach)
 
 
 def _about_care(add: Add) -> None:

@@ -1,7 +1,8 @@
 """MaxSim and search beside what people use today, each engine in a process of its own.
 
 Two tables: scoring 1,000 documents for one query ("rerank"), and finding the best 10 of many
-("search"). The vectors are made: apps.bench.Clustered tells how. Truth is exact MaxSim in float32.
+("search"). The vectors are made, as apps.bench_retrieval.Clustered tells. Truth is exact MaxSim in
+float32.
 
     python -m benchmarks.retrieval rerank
     python -m benchmarks.retrieval search --documents 3000
@@ -29,7 +30,7 @@ for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "MKL_NUM_THREADS", "OPE
 
 import numpy as np  # noqa: E402
 
-from apps.bench import DIM, Clustered  # noqa: E402
+from apps.bench_retrieval import DIM, Clustered  # noqa: E402
 from benchmarks import retrieval_engines as engines  # noqa: E402
 from benchmarks.peers import Peer, PeerDied  # noqa: E402
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from apps.bench import DIM, Clustered
+from apps.bench_retrieval import DIM, Clustered
 
 # --- rerank: each gives a function that scores once and tells its seconds and its largest error --
 

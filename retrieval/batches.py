@@ -45,8 +45,8 @@ def encode_segment(
     into: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] | Encoder = DEFAULT_MODEL,
-    codec: str = DEFAULT,
-    pool: int = 1,
+    codec: str | None = None,
+    pool: int | None = None,
     meta: Mapping[str, str] | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -73,13 +73,14 @@ def encode_segment(
         raise nothing_indexed(roots, [])
     digests = {file.source: _digest(file.path) for file in found}
     paths = [file.path for file in found]
-    job = _Job(paths, digests, Keeping(codec, pool), checked_meta(meta or {}))
+    keeping = Keeping(codec or DEFAULT, 1 if pool is None else pool)
+    job = _Job(paths, digests, keeping, checked_meta(meta or {}))
     name = job.name(_fingerprint(model, offline=offline))
 
     def encode(folder: Path) -> None:
         with open_index(
-            folder, model=model, create=True, codec=codec, pool=pool, device=device, dtype=dtype,
-            offline=offline,
+            folder, model=model, create=True, codec=keeping.codec, pool=keeping.pool,
+            device=device, dtype=dtype, offline=offline,
         ) as made:  # fmt: skip
             job.fill(made, progress)
 
@@ -206,7 +207,9 @@ def _told(folder: Path) -> Batch:
 def _opened(folder: Path) -> Iterator[tuple[Manifest, Catalog]]:
     """The published state of a segment folder and what it says of its documents."""
     if storage.state_of(folder) != "index":
-        raise IndexMissing(f"{folder} is no segment folder: name one that `encode_segment` made")
+        raise IndexMissing(
+            f"{folder} is no segment folder: `encode_segment` or `lfm2-mm encode` makes one"
+        )
     manifest = storage.load(folder)
     seal.require_same(folder)
     with contextlib.closing(Catalog(folder)) as catalog, catalog.transaction():

@@ -319,7 +319,7 @@ def test_workers_that_run_one_job_at_once_make_one_segment(
         worker.stdin.write("\n")
         worker.stdin.flush()
     for worker in workers:
-        out, err = worker.communicate(timeout=60)
+        out, err = worker.communicate(timeout=300)
         assert worker.returncode == 0, err
         told.add(out.split()[0])
     assert told == {path.name for path in into.iterdir()}
@@ -335,10 +335,10 @@ def test_a_killed_job_leaves_nothing_to_attach_and_the_next_encodes_the_rest(
 ) -> None:
     into = tmp_path / "parts"
     killed = job(tmp_path / "files", into, "die")
-    killed.communicate("\n", timeout=60)
+    killed.communicate("\n", timeout=300)
     assert killed.returncode == -9
     assert {path.name[0] for path in into.iterdir()} == {"."}  # hidden, and no segment yet
-    out, err = job(tmp_path / "files", into, "live").communicate("\n", timeout=60)
+    out, err = job(tmp_path / "files", into, "live").communicate("\n", timeout=300)
     name, passages = out.split()[1:]
     assert [path.name for path in into.iterdir()] == [name], err
     with opened(into / name) as index:

@@ -19,6 +19,7 @@ import pytest
 
 from apps import cli
 from apps.verbs.chat import sampling_of
+from lfm2_mm import shapes
 from lfm2_mm.types import Sampling
 from tests import tiny
 
@@ -26,7 +27,7 @@ VERBS = (
     "models", "doctor", "fetch", "chat", "index", "search", "delete", "info", "check", "repair",
     "compact",
 )  # fmt: skip
-VERBS += ("evaluate", "bench", "demo")
+VERBS += ("encode", "attach", "evaluate", "bench", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,10 @@ def test_torch_stays_out_of_what_must_start_at_once(made: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "refunds.txt" in done.stdout
+
+
+def test_shapes_of_the_flag_are_those_there_are() -> None:
+    assert set(cli.SHAPES) == set(shapes.SHAPES)
 
 
 def test_every_verb_has_help_and_the_common_flags(capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,6 +267,22 @@ def test_repair_compact_and_the_recall_meter(made: str, tmp_path: Path, asked: A
     meter = ("check", "--index", made, "--recall", "--queries", str(queries), "--target", ".9")
     found = asked(*meter, "--keep")["recall"]
     assert found["queries"] == 2 and found["reached"]
+
+
+def test_batches_are_encoded_as_jobs_and_attached(
+    files: Path, model: str, tmp_path: Path, asked: Asked, failed: Callable[..., str]
+) -> None:
+    into, index = str(tmp_path / "segments"), str(tmp_path / "joined.index")
+    job = ("encode", str(files), "--into", into, "--model", model, "--meta", "team=desk")
+    batch = asked(*job)
+    assert batch == asked(*job)
+    assert (batch["documents"], len(batch["skipped"])) == (2, 1)
+    report = asked("attach", batch["folder"], "--index", index)
+    assert (report["added"], len(report["skipped"])) == (2, 1)
+    assert asked("attach", batch["folder"], "--index", index)["unchanged"] == 2
+    found = asked("search", "refund", "--index", index, "--filter", "team=desk")
+    assert found["hits"][0]["source"] == str(files / "refunds.txt")
+    assert "encode_segment" in failed("attach", str(files), "--index", index)
 
 
 def test_filters_by_date_and_codecs(

@@ -30,10 +30,10 @@ def index(args: Namespace, screen: Screen) -> None:
             meta=dict(args.meta),
             progress=lambda step: tell(step.bytes, step.of_bytes, step.source),
         )
-    screen.result({"index": str(args.index), **asdict(report)}, _report_lines(report))
+    screen.result({"index": str(args.index), **asdict(report)}, report_lines(report))
 
 
-def _report_lines(report: Report) -> Iterator[str]:
+def report_lines(report: Report) -> Iterator[str]:
     for one in report.skipped:
         yield f"skipped {plain(one.path)}: {plain(one.why)}"
     yield (
@@ -172,7 +172,7 @@ def repair(args: Namespace, screen: Screen) -> int:
         **asdict(report),
     }
     lines = _damage_lines(damaged) or [f"{args.index} was sound"]
-    screen.result(record, [*lines, *_report_lines(report)])
+    screen.result(record, [*lines, *report_lines(report)])
     return 1 if left else 0
 
 

@@ -41,7 +41,8 @@ def bench(args: Namespace, screen: Screen) -> None:
 
 
 def _rows(args: Namespace) -> Iterator[dict[str, Any]]:
-    from apps.bench import bench_chat, bench_retrieval
+    from apps.bench import bench_chat
+    from apps.bench_retrieval import bench_retrieval
     from apps.bench_vision import bench_vision
 
     how = {"device": args.device, "dtype": args.dtype}
