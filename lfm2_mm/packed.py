@@ -22,6 +22,13 @@ from torch import Tensor
 from lfm2_mm import arena
 
 BLOCK = 64  # outputs, and inputs, that the layout pads to
+NEEDED = (
+    "aoti_torch_get_data_ptr",
+    "aoti_torch_create_tensor_from_blob_v2",
+    "aoti_torch_dtype_int8",
+    "aoti_torch_device_type_cpu",
+    "aoti_torch_layout__mkldnn",
+)
 
 
 class Packed(NamedTuple):
@@ -135,6 +142,5 @@ def torch_names() -> ctypes.CDLL | None:
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
         if (folder / name).exists():
             library = ctypes.CDLL(str(folder / name))
-            wanted = ("aoti_torch_get_data_ptr", "aoti_torch_create_tensor_from_blob_v2")
-            return library if all(hasattr(library, name) for name in wanted) else None
+            return library if all(hasattr(library, wanted) for wanted in NEEDED) else None
     return None
