@@ -10,6 +10,7 @@ giving the most frequent answer would score. Intervals are Wilson's, 95 %.
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from nano_vl_heldout import (
     Item,
     Reader,
     field_items,
+    letters_right,
     page_items,
     photograph_items,
     picture_items,
@@ -32,7 +34,7 @@ from nano_vl_scenes import CANNOT_TELL, Gallery, Scenes
 from nano_vl_words import HELD_OUT_FONTS, Lexicon, load_words
 
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
-SIZES, BUDGETS = (10, 12, 16, 20, 24, 28, 32, 36), (16, 36, 64, 100, 144, 196, 256)
+SIZES, BUDGETS = (12, 16, 20, 24, 32, 36), (16, 36, 64, 144, 256)
 WORDS_A_PAGE = 3
 CARD = Path(__file__).with_name("nano_vl_card.md")
 DOCS = Path(__file__).parents[1] / "docs"
@@ -89,28 +91,25 @@ def questions_table(reader: Reader, sets: dict[str, list[Item]]) -> list[str]:
 
 def pages(
     reader: Reader, lexicon: Lexicon, words: int, seed: int, say: Callable[[str], None]
-) -> dict[tuple[int, int], Share]:
-    """(font size, tokens) -> words read right, at least `words` of them asked for."""
+) -> dict[tuple[int, int], tuple[Share, float]]:
+    """(font size, tokens) -> words read right, of at least `words`; part of the letters right."""
     found = {}
     for size in SIZES:
         for tokens in BUDGETS:
             items = page_items(lexicon, size, tokens, -(-words // WORDS_A_PAGE), seed, WORDS_A_PAGE)
-            said = reader.answers(items)
-            marks = [
-                right
-                for text, item in zip(said, items, strict=True)
-                for right in words_right(text, item.answer)
-            ]
-            found[size, tokens] = Share.of(marks)
-            say(f"page {size} px {tokens} tokens: {found[size, tokens]}")
+            pairs = list(zip(reader.answers(items), items, strict=True))
+            marks = [right for text, item in pairs for right in words_right(text, item.answer)]
+            letters = sum(letters_right(text, item.answer) for text, item in pairs) / len(pairs)
+            found[size, tokens] = Share.of(marks), letters
+            say(f"page {size} px {tokens} tokens: words {Share.of(marks)} letters {letters:.2f}")
     return found
 
 
-def pages_table(found: dict[tuple[int, int], Share]) -> list[str]:
+def pages_table(value: Callable[[int, int], float]) -> list[str]:
     head = " | ".join(str(tokens) for tokens in BUDGETS)
     lines = [f"| font \\ tokens | {head} |", "|---" * (len(BUDGETS) + 1) + "|"]
     for size in SIZES:
-        cells = " | ".join(f"{found[size, tokens].part:.2f}" for tokens in BUDGETS)
+        cells = " | ".join(f"{value(size, tokens):.2f}" for tokens in BUDGETS)
         lines.append(f"| {size} px | {cells} |")
     return lines
 
@@ -143,21 +142,27 @@ def measure(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     photographs = modest(reader, photograph_items(args.data))
     say(photographs)
     found = pages(reader, lexicon, args.count, args.seed, say)
-    wide = [share for (size, tokens), share in found.items() if tokens == 256 and 20 <= size <= 36]
+    wide = [share for (size, tokens), (share, _) in found.items() if tokens == 256 and size >= 20]
     whole = Share(sum(s.right for s in wide), sum(s.count for s in wide))
     reading = [
-        f"Words read right on a page of 512 x 512 pixels, {found[16, 64].count} words a cell; "
-        f"at 20 to 36 px with 256 tokens {whole}, n = {whole.count}:",
+        f"Words read right on a page of 512 x 512 pixels with {WORDS_A_PAGE} words, "
+        f"{wide[0].count} words a cell; at 20 to 36 px with 256 tokens {whole}, n = {whole.count}:",
         "",
-        *pages_table(found),
+        *pages_table(lambda size, tokens: found[size, tokens][0].part),
+        "",
+        "Letters right on the same pages (1 - character error rate):",
+        "",
+        *pages_table(lambda size, tokens: found[size, tokens][1]),
     ]
     say("\n".join(reading))
     if args.write:
-        report = [*table, "", photographs, "", *reading]
+        digest = hashlib.sha256((args.model / "model.safetensors").read_bytes()).hexdigest()
+        note = f"Measured with the weights whose sha256 is `{digest}`."
+        report = [*table, "", photographs, "", *reading, "", note]
         for path in (CARD, args.model / "MODEL_CARD.md", DOCS / "nano-vl.md"):
             replace_measured(path, report)
-        series = {f"{s} px": [found[s, t].part for t in BUDGETS] for s in SIZES}
-        plot = curves(series, BUDGETS, "tokens of the picture", "words read right")
+        series = {f"{s} px": [found[s, t][1] for t in BUDGETS] for s in SIZES}
+        plot = curves(series, BUDGETS, "tokens of the picture", "letters right")
         (DOCS / "nano-vl.svg").write_text(plot, encoding="utf-8")
 
 

@@ -38,7 +38,7 @@ LAYOUTS = {
     "middle": Layout(characters=60),
     "large": Layout(characters=110),
 }
-SCENE_SIZES = ((4, 4), (4, 4), (5, 5), (6, 6), (8, 8), (4, 6), (6, 4), (8, 6))
+SCENE_SIZES = ((4, 4), (4, 4), (4, 4), (5, 5), (4, 6), (6, 4), (6, 6), (6, 6), (8, 8), (8, 8))
 GREETINGS = (
     ("Hello!", "Hello! Show me a drawing, a sign or a form, and ask me about it."),
     ("Hi", "Hello! Show me a drawing, a sign or a form, and ask me about it."),
@@ -158,14 +158,11 @@ class Batches:
             yield self.windows(random, step)
             yield self.windows(random, step) if step % 3 else self.scene(random, asked=False)
             return
-        yield self.reading(random, step, "lines" if random.random() < 0.7 else "form")
-        if random.random() < 0.3:
-            crop = random.random() < self.cropped(step)
-            yield self.reading(random, step, "lines" if random.random() < 0.7 else "form", crop)
-        if random.random() < 0.6:
-            yield self.scene(random, asked=True)
-        for _ in range(3):  # letters are what reading waits for
+        crop = random.random() < self.cropped(step)
+        yield self.reading(random, step, "lines" if random.random() < 0.7 else "form", crop)
+        for _ in range(2):  # letters are what reading waits for
             yield self.windows(random, step)
+            yield self.scene(random, asked=True)
         if step % 8 == 0:
             yield self.other(random)
         if step % 10 == 5:
@@ -173,7 +170,7 @@ class Batches:
 
     def cropped(self, step: int) -> float:
         """How often the first part to read is of single words: at first always."""
-        return max(0.2, 1 - 2 * (step - self.warm_up) / max(1, self.horizon))
+        return max(0.1, 1 - 2 * (step - self.warm_up) / max(1, self.horizon))
 
     def sheet(self, index: int) -> Sheet:
         """One of the sheets that windows are cut from; drawn anew when it is not kept."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from nano_vl_draw import Drawing, Shown, blank, ink_and_paper
 from nano_vl_scenes import CANNOT_TELL, UNTOLD, Scenes, ask
-from nano_vl_texts import Layout, Turn, fitting, form
+from nano_vl_texts import Layout, Turn, form
 from nano_vl_tokens import END, Scribe
 from nano_vl_words import Lexicon
 from PIL import Image
@@ -75,8 +75,8 @@ def page(
     step = (face.ascent + face.descent) * random.uniform(1.1, 1.8)
     texts: list[str] = []
     while len(texts) < words:
-        text = fitting(random, lexicon, face, side - 20, 1)
-        if text:
+        text = lexicon.word(random)
+        if face.width(text) <= side - 20:
             texts.append(text)
     y = random.uniform(4, side - step * words - 4)
     x = random.uniform(4, max(5.0, side - max(face.width(t) for t in texts) - 6))
@@ -135,6 +135,16 @@ def words_right(answer: str, wanted: str) -> list[bool]:
     """For each wanted word, whether the answer has it at its place."""
     given = answer.split()
     return [i < len(given) and given[i] == word for i, word in enumerate(wanted.split())]
+
+
+def letters_right(answer: str, wanted: str) -> float:
+    """1 - character error rate, at least 0: Levenshtein's distance over the wanted length."""
+    row = list(range(len(wanted) + 1))
+    for i, given in enumerate(answer, 1):
+        above, row[0] = row[0], i
+        for j, letter in enumerate(wanted, 1):
+            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (given != letter))
+    return max(0.0, 1 - row[-1] / len(wanted))
 
 
 class Reader:

@@ -19,7 +19,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 from nano_vl_batches import Sheet
 from nano_vl_draw import Drawing
-from nano_vl_heldout import SCENE_QUESTIONS, Item, page_items, scene_items, words_right
+from nano_vl_heldout import (
+    SCENE_QUESTIONS,
+    Item,
+    letters_right,
+    page_items,
+    scene_items,
+    words_right,
+)
 from nano_vl_scenes import (
     OBJECTS,
     PAIRS,
@@ -293,6 +300,8 @@ def test_held_out_pages_are_the_same_at_every_budget() -> None:
     assert fine[0].shown.pixels.shape == (512, 512, 3)
     assert words_right("one x three", "one two three") == [True, False, True]
     assert words_right("", "one") == [False]
+    assert letters_right("kettle", "kettle") == 1.0 and letters_right("", "kettle") == 0.0
+    assert letters_right("kitten", "sitting") == pytest.approx(1 - 3 / 7)
 
 
 # Tokens
