@@ -160,9 +160,10 @@ class Batches:
             return
         crop = random.random() < self.cropped(step)
         yield self.reading(random, step, "lines" if random.random() < 0.7 else "form", crop)
+        yield self.reading(random, step, "lines" if random.random() < 0.7 else "form")
+        yield self.scene(random, asked=True)
         for _ in range(2):  # letters are what reading waits for
             yield self.windows(random, step)
-            yield self.scene(random, asked=True)
         if step % 8 == 0:
             yield self.other(random)
         if step % 10 == 5:

@@ -18,7 +18,8 @@ from nano_vl_scenes import CANNOT_TELL, UNTOLD, Gallery, Scenes, photograph
 from nano_vl_words import FONTS, HELD_OUT_FONTS, Lexicon
 from PIL import Image
 
-from lfm2_mm.checkpoint import count_parameters, locate
+from lfm2_mm.checkpoint import locate
+from lfm2_mm.weights import count_parameters
 
 FOLDER = locate("nano-vl", fetch=False)
 needs_fonts = pytest.mark.skipif(
