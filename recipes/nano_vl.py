@@ -165,12 +165,11 @@ def train(args: argparse.Namespace, say: Callable[[str], None]) -> Training:
     model = NanoVL(shape, tokenizer.get_vocab_size(), args.seed).to(args.device)
     training = Training(model, args.rate, args.rest_rate)
     state, finish = args.out / "state.safetensors", args.out / "finish.safetensors"
-    spent, begun = 0.0, 0
-    if args.finish and finish.exists():
-        begun = int(training.load(finish)["begun"])
-    if state.exists() or begun:
-        notes = training.load(finish if begun else state)
-        spent, begun = float(notes["seconds"]), begun or training.step
+    found = finish if args.finish and finish.exists() else state
+    notes = training.load(found) if found.exists() else {"seconds": "0"}
+    spent = float(notes["seconds"])
+    begun = int(notes["begun"]) if found == finish else training.step
+    if training.step:
         say(f"resumed at step {training.step}, after {spent / 60:.1f} minutes of processor time")
     count = sum(
         p.numel() for n, p in training.named.items() if n.startswith(("vision", "backbone"))
@@ -236,8 +235,8 @@ def parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=120, help="of processor time; 120")
     add("--steps", type=int, help="train so many steps in all: reproducible")
     add("--finish", type=int, default=0, help="let the rate fall to 0 in so many steps")
-    add("--warm-up", type=int, default=1200, help="steps of the tower alone")
-    add("--horizon", type=int, default=4000, help="steps until large pictures have their share")
+    add("--warm-up", type=int, default=1700, help="steps of the tower alone")
+    add("--horizon", type=int, default=2000, help="steps until large pictures have their share")
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, help="of torch; 1 where others use the processor too")

@@ -38,7 +38,20 @@ LAYOUTS = {
     "middle": Layout(characters=60),
     "large": Layout(characters=110),
 }
-SCENE_SIZES = ((4, 4), (4, 4), (4, 4), (5, 5), (4, 6), (6, 4), (6, 6), (6, 6), (8, 8), (8, 8))
+SCENE_SIZES = (
+    (4, 4),
+    (4, 4),
+    (4, 4),
+    (5, 5),
+    (4, 6),
+    (6, 4),
+    (6, 6),
+    (6, 6),
+    (8, 8),
+    (8, 8),
+    (12, 12),
+    (16, 16),
+)
 GREETINGS = (
     ("Hello!", "Hello! Show me a drawing, a sign or a form, and ask me about it."),
     ("Hi", "Hello! Show me a drawing, a sign or a form, and ask me about it."),
