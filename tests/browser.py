@@ -20,6 +20,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
+    "--use-fake-device-for-media-stream",  # a camera and a microphone that every machine has
+    "--use-fake-ui-for-media-stream",
 )
 
 

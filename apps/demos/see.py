@@ -282,7 +282,9 @@ def _view() -> tuple[Any, ...]:
             sources=["webcam"], type="filepath", show_label=False, elem_id="camera", height=260
         )
     with gr.Accordion("Compare two budgets", open=False, elem_id="compare"):
-        other = gr.Slider(LEAST, USUAL, value=OTHER, step=1, label="The other budget")
+        other = gr.Slider(
+            LEAST, USUAL, value=OTHER, step=1, label="The other budget", elem_id="other"
+        )
         with gr.Row():
             both = gr.Button("Ask under both", size="sm", elem_id="both")
             halt = gr.Button("Stop", size="sm", elem_id="halt")

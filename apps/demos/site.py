@@ -84,7 +84,11 @@ class Site:
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{shown}:{port}/"
         self._pages = pages
-        self._server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="error"))
+        # Pages that are open hold a connection each; leaving them is no error worth a line.
+        config = uvicorn.Config(
+            app, host=host, port=port, log_level="critical", timeout_graceful_shutdown=1
+        )
+        self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
@@ -94,7 +98,7 @@ class Site:
 
     def close(self) -> None:
         """Stop serving; what is being computed for a page ends with its next step."""
-        self._server.should_exit = self._server.force_exit = True
+        self._server.should_exit = True
         self._thread.join(timeout=10)
         for page in self._pages:
             page.blocks.close(verbose=False)
