@@ -21,6 +21,7 @@ from lfm2_mm.state import State, Store
 
 if TYPE_CHECKING:
     from lfm2_mm.fused import Stack
+    from lfm2_mm.many_rows import ManyRows
 
 
 class View:
@@ -78,13 +79,15 @@ class ShortConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(size)) if config.conv_bias else None
 
     def forward(self, x: Tensor, view: View, inputs: Tensor | None, keep_padding: bool) -> Tensor:
-        gates = self.in_proj(x)
+        return self.out_proj(self.mix(self.in_proj(x), view, inputs, keep_padding))
+
+    def mix(self, gates: Tensor, view: View, inputs: Tensor | None, keep_padding: bool) -> Tensor:
+        """What lies between the projections: gates (batch, new, 3 * hidden) -> (…, hidden)."""
         if view.mask is not None and not keep_padding:
             gates = gates * view.mask[..., None].to(gates.dtype)
         before, after, x = gates.chunk(3, dim=-1)
         u = before * x
-        y = after * self.convolve(self.window(u, view, inputs))
-        return self.out_proj(y)
+        return after * self.convolve(self.window(u, view, inputs))
 
     def window(self, u: Tensor, view: View, inputs: Tensor | None) -> Tensor:
         """(batch, kernel - 1 + new, hidden): the new inputs with those before them (or around)."""
@@ -123,8 +126,15 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, view: View, rotary: Rotary, sees: Tensor | None, cache: KV | None
     ) -> Tensor:
-        batch, new, _ = x.shape
-        qkv = self.qkv_proj(x).view(batch, new, -1, self.dim)
+        return self.out_proj(self.mix(self.qkv_proj(x), view, rotary, sees, cache))
+
+    def mix(
+        self, qkv: Tensor, view: View, rotary: Rotary, sees: Tensor | None, cache: KV | None
+    ) -> Tensor:
+        """What lies between the projections: queries, keys, values -> (…, heads * dim)."""
+        batch, new, _ = qkv.shape
+        dtype = qkv.dtype
+        qkv = qkv.view(batch, new, -1, self.dim)
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
         q = rotary.turn(self.q_layernorm(q)).transpose(1, 2)
         k = rotary.turn(self.k_layernorm(k)).transpose(1, 2)
@@ -139,8 +149,7 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=sees, is_causal=causal, enable_gqa=self.heads != self.kv_heads
             )
-        y = y.transpose(1, 2).reshape(batch, new, -1)
-        return self.out_proj(y.to(x.dtype))
+        return y.transpose(1, 2).reshape(batch, new, -1).to(dtype)
 
     def attend_one(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One query position: heads that share a key head become its rows; no mask is needed."""
@@ -368,6 +377,15 @@ class Backbone(nn.Module):
             store.lengths = (state.length + 1,)
         return hidden.view(1, 1, -1), State(store, store.lengths)
 
+    @functools.cached_property
+    def many_rows(self) -> ManyRows | None:
+        """The layers in fewer passes over memory, where there can be that."""
+        if not self.packed:
+            return None
+        from lfm2_mm.many_rows import many_rows_for
+
+        return many_rows_for(self)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, hidden_size) -> (…, vocab_size)."""
         if self.headless:
@@ -403,6 +421,8 @@ class Backbone(nn.Module):
             view.positions(x.device), self.config.head_dim, self.config.rope_theta, x.dtype
         )
         caches = store_layers(store, self.config.layer_types)
+        if self.many_rows is not None:
+            return self.many_rows.run(x, caches, view, rotary, sees, keep)
         for block, cache in zip(cast("list[Block]", self.layers), caches, strict=True):
             normed = block.operator_norm(x)
             if block.self_attn is not None:

@@ -33,6 +33,11 @@ class Product(NamedTuple):
     steps: Tensor  # (n,) float32
     bias: Tensor | None
 
+    def floats(self) -> Tensor:
+        """(n, outputs) as they are meant; what `values` held is overwritten."""
+        y = self.values.mul_(self.steps[:, None])
+        return y if self.bias is None else y.add_(self.bias)
+
 
 def multiply(codes: Codes, linear: Int8Linear) -> Product:
     """codes (n, inputs) by the layer's weights."""

@@ -28,8 +28,7 @@ def attend(product: Product, crops: int, heads: int) -> Tensor:
         compiled = attention(dim)
         if compiled is not None:
             return compiled(product, crops, heads)
-    qkv = product.values.mul_(product.steps[:, None]).add_(product.bias)
-    q, k, v = qkv.view(crops, rows // crops, 3, heads, dim).permute(2, 0, 3, 1, 4)
+    q, k, v = product.floats().view(crops, rows // crops, 3, heads, dim).permute(2, 0, 3, 1, 4)
     y = F.scaled_dot_product_attention(q, k, v)
     return y.transpose(1, 2).reshape(rows, heads * dim)
 
