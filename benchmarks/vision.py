@@ -63,7 +63,7 @@ def main() -> None:
     records: list[Record] = []
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = checkpoint(Path(scratch) / "vl") if set(args.what) - {"prepare"} else None
+        folder = checkpoint(args.keep or Path(scratch) / "vl", args.what)
         for section in args.what:
             for task, engines in SECTIONS[section](folder, args, notes):
                 records += timed(section, task, engines, args.rounds)
@@ -80,6 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--without-tiles", action="store_true", help="leave the longest task out")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="the checkpoint, for the next run")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if unknown := sorted(set(args.what) - set(SECTIONS)):
@@ -88,10 +89,12 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def checkpoint(folder: Path) -> Path:
+def checkpoint(folder: Path, what: list[str]) -> Path:
     """Random bf16 weights of SHAPE with a small tokenizer, as transformers and we open them."""
+    if what == ["prepare"] or (folder / "config.json").is_file():
+        return folder
     tokenizer = folder.with_name("tokenizer")
-    tokenizer.mkdir()
+    tokenizer.mkdir(parents=True, exist_ok=True)
     vocabulary = tiny_vision.vl_tokenizer_files(tokenizer)
     config = replace(SHAPES[SHAPE], image_token_id=vocabulary[tiny_vision.IMAGE])
     vision = VisionModel.new(config).bfloat16()
@@ -119,7 +122,7 @@ def timed(section: str, task: str, engines: dict[str, Task], rounds: int) -> lis
 Tasks = Iterator[tuple[str, dict[str, Task]]]
 
 
-def prepare(folder: Path | None, args: argparse.Namespace, notes: list[str]) -> Tasks:
+def prepare(folder: Path, args: argparse.Namespace, notes: list[str]) -> Tasks:
     """JPEG bytes to patches: decode, resize, cut."""
     from transformers import Lfm2VlImageProcessorFast
 
@@ -146,9 +149,8 @@ def decoded(data: bytes) -> Any:
     return Pil.open(io.BytesIO(data)).convert("RGB")
 
 
-def tower(folder: Path | None, args: argparse.Namespace, notes: list[str]) -> Tasks:
+def tower(folder: Path, args: argparse.Namespace, notes: list[str]) -> Tasks:
     """Patches to rows; transformers with the crop's patches alone, and padded to 1,024."""
-    assert folder is not None
     ours = {
         f"ours {dtype}": load_vision(folder, choose("cpu", dtype)) for dtype in ("bf16", "int8")
     }
@@ -220,9 +222,8 @@ def transformers_model(folder: Path) -> Any:
     return Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
 
-def first(folder: Path | None, args: argparse.Namespace, notes: list[str]) -> Tasks:
+def first(folder: Path, args: argparse.Namespace, notes: list[str]) -> Tasks:
     """A JPEG and a question to the first token, by the published plan; then another question."""
-    assert folder is not None
     theirs, processor = transformers_model(folder), tiny_vision.processor(folder)
     ours = {
         "ours": open_chat(folder, device="cpu", preset="quality"),
@@ -287,7 +288,7 @@ def generated(model: Any, processor: Any, data: bytes) -> Tensor:
     return model.generate(**inputs, max_new_tokens=1, do_sample=False)
 
 
-SECTIONS: dict[str, Callable[[Path | None, argparse.Namespace, list[str]], Tasks]] = {
+SECTIONS: dict[str, Callable[[Path, argparse.Namespace, list[str]], Tasks]] = {
     "prepare": prepare,
     "tower": tower,
     "first": first,
