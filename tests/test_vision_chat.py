@@ -296,7 +296,7 @@ def test_a_shared_budget_holds_for_all_pictures_of_a_conversation() -> None:
 def test_what_is_too_dear_or_too_long_is_told_before_anything_is_computed() -> None:
     chat = fresh(budget=TokenBudget(2, shared=True))
     before = computed(chat)
-    with pytest.raises(OverBudget, match="smallest budget"):
+    with pytest.raises(OverBudget, match="the smallest for them is 9"):
         chat.stream(conversation([(150, 260)] * 3), GREEDY)
     chat = fresh()
     chat.context = 40
