@@ -7,7 +7,7 @@ makes frame by frame exact, at six new steps a frame, without recomputing any.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,9 +48,9 @@ class DetokenizerConfig:
         kinds = raw.get("layer_types")
         if kinds:
             kinds = [str(k).replace("sliding_attention", "full_attention") for k in kinds]
-        backbone = BackboneConfig.from_json(raw | {"layer_types": kinds})
+        backbone = BackboneConfig.from_json(raw | {"layer_types": kinds, "vocab_size": 1})
         config = cls(
-            replace(backbone, vocab_size=1),
+            backbone,
             raw.get("sliding_window", 30),
             raw.get("codebooks", 8),
             raw.get("codebook_size", 2048),
@@ -206,12 +206,13 @@ def overlapped(waves: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def open_detokenizer(folder: Path, choice: Choice) -> Detokenizer:
-    """Load audio_detokenizer/ for inference, in float32. Raises CheckpointDamaged."""
+    """Load audio_detokenizer/ for inference; what follows the network stays float32.
+
+    Raises CheckpointDamaged.
+    """
     config = DetokenizerConfig.from_json(read_json(folder / "config.json"))
     own: dict[str, Tensor] = {}
-    backbone = build(
-        config.backbone, _network_tensors(folder, config, own), in_float(choice), head=False
-    )
+    backbone = build(config.backbone, _network_tensors(folder, config, own), choice, head=False)
     width, hidden = 2 * config.bins, config.backbone.hidden_size
     shapes = {
         "emb.emb.weight": (config.codebooks * config.codebook_size, hidden),
@@ -241,7 +242,3 @@ def _network_tensors(
             own[key] = tensor
         elif key != WORDS:
             yield key.removeprefix("lfm."), tensor
-
-
-def in_float(choice: Choice) -> Choice:
-    return replace(choice, weights="fp32")

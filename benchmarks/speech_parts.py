@@ -71,7 +71,7 @@ def voices() -> dict[str, Callable[[], object]]:
     theirs = MimiModel(TheirConfig()).eval()
     return {
         "Mimi, a frame": Stream(mimi(), codes),
-        "detokenizer, a frame": Stream(detokenizer(), codes),
+        "detokenizer in the dtype chosen, a frame": Stream(detokenizer(), codes),
         "transformers' Mimi, whole, a frame": lambda: theirs.decode(codes[None]),
     }
 
@@ -109,7 +109,7 @@ def detokenizer() -> Detokenizer:
         "lin.bias": torch.zeros(1282),
         "istft.window": torch.hann_window(1280),
     }
-    backbone = build(shape, random_tensors(shape), choose("cpu", "fp32"), head=False)
+    backbone = build(shape, random_tensors(shape), choose("cpu"), head=False)
     return Detokenizer(config, backbone, tensors)
 
 

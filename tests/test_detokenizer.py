@@ -163,10 +163,15 @@ def test_codes_that_do_not_sound_are_refused(small: Detokenizer) -> None:
             small.wave(given)
 
 
-def test_int8_asked_for_the_backbone_leaves_the_voice_in_float(tmp_path: Path) -> None:
+def test_int8_stays_near_and_streams_as_the_whole(tmp_path: Path) -> None:
+    """Rows are rounded each by itself, so cuts change nothing but rounding."""
     codec = opened(tmp_path, **tiny_codecs.SMALL_DETOKENIZER)
-    again = open_codec(tmp_path, INT8)
-    torch.testing.assert_close(again.wave(codes(codec, 5)), codec.wave(codes(codec, 5)))
+    quick = open_codec(tmp_path, INT8)
+    assert isinstance(quick, Detokenizer)
+    given = codes(codec, 20)
+    exact, near = codec.wave(given), quick.wave(given)
+    assert 0 < (near - exact).norm() < 0.1 * exact.norm()
+    assert (streamed(quick, given, 1) - near).norm() < 0.02 * exact.norm()
 
 
 def test_the_unused_words_are_not_kept(published: Detokenizer) -> None:
