@@ -233,17 +233,20 @@ def build(viewer: Viewer, folder: Path) -> gr.Blocks:
                 seen, tokens, shared, camera, other, both, halt = _view()
         compared = gr.HTML(elem_id="compared")
         dials = [tokens, shared]
-        box.change(page.gather, [box, tray, *dials], [seen, tray, tokens], **QUIET)
+        gather: Any = (page.gather, [box, tray, *dials], [seen, tray, tokens])
+        box.change(*gather, **QUIET)
         sent = box.submit(
             page.send, [box, talk, tray, *dials], [box, chat, talk, told], **QUIET,
             concurrency_id="answers",
         )  # fmt: skip
-        sent.then(idle, None, box, **QUIET)
+        # `change` tells of new text only, so what sets files alone asks for the pictures itself.
+        sent.then(idle, None, box, **QUIET).then(*gather, **QUIET)
         box.stop(page.stop, queue=False, **QUIET)
         tokens.change(page.look, [tray, *dials], seen, trigger_mode="always_last", **QUIET)
         shared.change(page.look, [tray, *dials], seen, **QUIET)
         shared.change(page.dial, [tray, shared], tokens, **QUIET)
-        camera.input(page.photograph, [camera, box], [box, camera], **QUIET)
+        photographed = camera.input(page.photograph, [camera, box], [box, camera], **QUIET)
+        photographed.then(*gather, **QUIET)
         both.click(
             page.compare, [box, talk, tray, tokens, other], compared, **QUIET,
             concurrency_id="answers",
