@@ -350,6 +350,9 @@ def test_what_goes_wrong_in_a_reply_is_told() -> None:
 
 def test_the_page_says_which_checkpoint_is_at_work(viewer: Viewer, folder: Path) -> None:
     assert "tiny-vl" in see.about(viewer) and str(folder.parent) not in see.about(viewer)
+    viewer.engine.name = "nano-vl"
+    told = see.about(viewer)
+    assert "photographs are beyond it" in told and "lfm2-mm fetch LFM2-VL-450M" in told
     viewer.engine.name = "LFM2-VL-450M"
     assert "LFM Open License" in see.about(viewer)
 

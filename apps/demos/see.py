@@ -210,8 +210,9 @@ def about(viewer: Viewer) -> str:
     row = registry.find(name) if registry.knows(name) else None
     if row is not None and row.bundled:
         return (
-            f"<b>{markup.escape(name)}</b> is at work: a small model that comes with the package. "
-            "It knows drawn scenes, charts and printed words; on photographs it is modest. With "
+            f"<b>{markup.escape(name)}</b> is at work: a very small model of the package's own. "
+            "It tells shapes and colours in drawings, less surely numbers and places, and seldom "
+            "reads a whole word; photographs are beyond it. With "
             f"<code>lfm2-mm fetch {PUBLISHED}</code> and <code>lfm2-mm demo --models {PUBLISHED}"
             "</code> a published model takes its place."
         )
