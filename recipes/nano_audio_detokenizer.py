@@ -173,7 +173,7 @@ def save(model: Detokenizer, folder: Path) -> None:
         name: t.float() if name == "istft.window" else t.bfloat16()
         for name, t in model.published().items()
     }
-    write(folder, dict(tensors), {"config.json": settings()})
+    write(folder, dict(tensors), settings())
 
 
 def main() -> None:
