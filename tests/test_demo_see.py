@@ -107,6 +107,10 @@ def test_grid_answer_and_a_second_question_without_vision(
         page.wait_for_function(ANSWERED)
         crops = sum(len(plan.crops) for plan in plans)
         assert computed(viewer) == crops
+        shares = page.get_by_label("Share", exact=True)  # would send the picture elsewhere
+        assert not any(shares.nth(i).is_visible() for i in range(shares.count()))
+        names = [img.get_attribute("alt") for img in page.locator("#talk img").all()]
+        assert names == ["tiled.png", "plain.png"]
         assert f"{together} image tokens" in page.inner_text("#told")
         assert page.evaluate("window.lengths.size") >= 3  # it came in pieces
 

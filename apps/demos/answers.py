@@ -11,6 +11,7 @@ from lfm2_mm.errors import LfmError
 from lfm2_mm.types import Done, Event, Progress, TextDelta
 
 BETWEEN_S = 0.04  # updates of the page
+REMEMBERED_S = 0.001  # to find encoded pictures again takes less, to encode one more
 BEFORE = {"vision": "Looking", "prompt": "Reading"}
 
 
@@ -48,7 +49,7 @@ def outcome(reply: Reply, foretold: float | None = None) -> str:
     done = reply.done
     if done is None or done.reason == "cancelled":
         return "Stopped."
-    looked = done.timings.vision_s
+    looked = done.timings.vision_s if done.timings.vision_s > REMEMBERED_S else 0.0
     before = f" (foretold {duration(foretold)})" if foretold is not None and looked else ""
     told = [
         f"{done.usage.image_tokens:,} image tokens of {done.usage.prompt_tokens:,}",

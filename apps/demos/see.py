@@ -63,7 +63,7 @@ class Page:
         good = [one for one in tray.values() if one.image is not None]
         return self._seen(good, budget_of(tokens, shared)) + figures.together(wrong)
 
-    def _seen(self, shown: Sequence[Shown], budget: TokenBudget) -> str:
+    def _seen(self, shown: Sequence[Shown], budget: TokenBudget, anew: bool = False) -> str:
         images = [one.image for one in shown if one.image is not None]
         if not images:
             return ""
@@ -71,7 +71,7 @@ class Page:
             plans = self.viewer.plans(images, budget)
         except LfmError as error:
             return markup.note(str(error))
-        cost = self.viewer.cost(images, plans)
+        cost = self.viewer.cost(images, plans, anew=anew)
         told = f"{cost.image_tokens:,} image tokens and {cost.structural_tokens} structural"
         if cost.seconds is not None:
             told += f"; first word after about {duration(cost.seconds)}"
@@ -151,7 +151,7 @@ class Page:
         message = Message.user(*(s.image for s in shown if s.image), text or QUESTION)
         columns = ["", ""]
         for place, budget in enumerate(budget_of(n, False) for n in (tokens, other)):
-            head = self._seen(shown, budget)
+            head = self._seen(shown, budget, anew=True)
             events = self.viewer.look_anew(str(request.session_hash), [message], budget)
             for reply in followed(events):
                 columns[place] = column(budget.tokens or 0, head, reply)
@@ -180,8 +180,11 @@ def said(text: str) -> dict[str, Any]:
 
 
 def picture_shown(path: str, shown: Shown) -> dict[str, Any]:
-    """A picture of the visitor's in the conversation."""
-    return {"role": "user", "content": {"path": path, "alt_text": shown.name}}
+    """A picture of the visitor's in the conversation, with its name for who cannot see it."""
+    picture = gr.Image(
+        path, alt_text=shown.name, buttons=[], show_label=False, container=False, render=False
+    )
+    return {"role": "user", "content": picture}
 
 
 def answering() -> gr.MultimodalTextbox:

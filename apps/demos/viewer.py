@@ -49,13 +49,15 @@ class Viewer:
         sizes = [Size(image.height, image.width) for image in images]
         return plan_all(sizes, budget, self.engine.pictures.rule)
 
-    def cost(self, images: Sequence[Image], plans: Sequence[TilePlan]) -> Cost:
-        """What a new question about these pictures will cost."""
+    def cost(
+        self, images: Sequence[Image], plans: Sequence[TilePlan], *, anew: bool = False
+    ) -> Cost:
+        """What a new question about these pictures will cost; `anew`: for `look_anew`."""
         encoder = self.engine.pictures.encoder
         new = {
             (image.key, plan): plan.tokens
             for image, plan in zip(images, plans, strict=True)
-            if not encoder.knows(image, plan)
+            if anew or not encoder.knows(image, plan)
         }
         tokens = sum(plan.tokens for plan in plans)
         marks = sum(plan.structural_tokens for plan in plans)
