@@ -66,12 +66,15 @@ def main() -> None:
         folder = checkpoint(args.keep or Path(scratch) / "vl", args.what)
         for section in args.what:
             for task, engines in SECTIONS[section](folder, args, notes):
-                records += timed(section, task, engines, args.rounds)
+                found = timed(section, task, engines, args.rounds)
+                records += found
+                if not args.json:
+                    print("\n".join(table(found)), flush=True)
     if args.json:
         print(json.dumps({"records": [vars(r) for r in records], "notes": notes}, indent=1))
         return
+    print("\n".join(["", *notes]))
     print(f"{SHAPE}, random weights; {processor_name()}, {args.threads} threads; median of rounds")
-    print("\n".join([*table(records), "", *notes]))
 
 
 def parse() -> argparse.Namespace:
