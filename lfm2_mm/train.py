@@ -6,6 +6,7 @@ step alone; then a run that was interrupted and resumed gives the numbers of one
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lfm2_mm.errors import CheckpointDamaged
+from lfm2_mm.errors import BadInput, CheckpointDamaged
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's own names
 
@@ -141,3 +142,13 @@ def groups(
     yield {"params": vectors, "peak": plan.rate, "weight_decay": 0.0}
     if tables:
         yield {"params": list(tables), "peak": plan.table_rate, "weight_decay": 0.0}
+
+
+def settle(folder: Path, settings: Mapping[str, object]) -> None:
+    """Note a run's settings in its folder, or refuse to go on with other ones: raises BadInput."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {key: str(value) for key, value in settings.items()}
+    path = folder / "run.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != told:
+        raise BadInput(f"{folder} holds a run with other settings ({path}); choose another --out")
+    path.write_text(json.dumps(told, indent=1), encoding="utf-8")

@@ -10,7 +10,6 @@ among passages that BM25 confuses. An interrupted run goes on where it was: the 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,8 +32,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfm2_mm.errors import BadInput
-from lfm2_mm.train import Plan, Training
+from lfm2_mm.train import Plan, Training, settle
 
 MINED = 20_000  # sources of more passages hold short ones, and BM25 on all of them takes its time
 STAGE_TWO = 0.33  # of the run: from here on half of a batch are neighbours
@@ -130,23 +128,13 @@ def prepare(
     return Tokenizer.from_file(str(path)), neighbours
 
 
-def settle(args: argparse.Namespace) -> None:
-    """Note the run's settings in its folder, or refuse to go on with other ones."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    settings = {key: str(value) for key, value in vars(args).items() if key not in FREE}
-    path = args.out / "run.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
-        raise BadInput(f"{args.out} holds a run with other settings ({path}); choose another --out")
-    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-
-
 def train(args: argparse.Namespace, say: Callable[[str], None]) -> Path:
     """One run from data to checkpoint; returns the folder of the checkpoint."""
     torch.manual_seed(args.seed)
     args.documents = args.documents or (32 if args.device == "cpu" else 256)
     if args.threads:
         torch.set_num_threads(args.threads)
-    settle(args)
+    settle(args.out, {k: v for k, v in vars(args).items() if k not in FREE})
     sources = load(args.data, sharealike=not args.no_sharealike)
     tokenizer, neighbours = prepare(args, sources, say)
     config = shape(tokenizer.get_vocab_size(), args.hidden, args.layers)

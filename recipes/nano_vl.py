@@ -11,7 +11,6 @@ N steps, on a copy of the state, and writes the checkpoint. An interrupted run g
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import time
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfm2_mm.errors import BadInput
+from lfm2_mm.train import settle
 
 SAVE_EVERY = 180  # seconds
 BLANK_CELL, BLANK_PATCH = 0.25, 0.25
@@ -143,22 +142,12 @@ def prepare(args: argparse.Namespace) -> tuple[Batches, Tokenizer]:
     return batches, tokenizer
 
 
-def settle(args: argparse.Namespace) -> None:
-    """Note the run's settings in its folder, or refuse to go on with other ones."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    settings = {key: str(value) for key, value in vars(args).items() if key not in FREE}
-    path = args.out / "run.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
-        raise BadInput(f"{args.out} holds a run with other settings ({path}); choose another --out")
-    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-
-
 def train(args: argparse.Namespace, say: Callable[[str], None]) -> Training:
     """One run, from where its state is."""
     torch.manual_seed(args.seed)
     if args.threads:
         torch.set_num_threads(args.threads)
-    settle(args)
+    settle(args.out, {k: v for k, v in vars(args).items() if k not in FREE})
     batches, tokenizer = prepare(args)
     shape = Shape(args.tower, args.tower_layers, 2 * args.hidden, args.hidden, args.layers,
                   3 * args.hidden)  # fmt: skip
