@@ -18,10 +18,10 @@ help: ## this list
 demo: $(VENV)/.installed ## set up, then serve the pages; PORT=7860 MODEL_COLBERT= MODEL_VL=
 	$(BIN)/lfm2-mm demo --port $(PORT) --models "$(MODEL_COLBERT),$(MODEL_VL)" --no-browser
 
-test: $(VENV)/.installed ## set up, then run the tests, offline; ARGS="-k index"
+test: $(VENV)/.for-tests ## set up, then run the tests, offline; ARGS="-k index"
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.installed ## style and types
+lint: $(VENV)/.for-tests ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,7 +35,11 @@ test-latest: $(LATEST)/.installed ## backbone and encoders beside the newest tor
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(check_python)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -e '.[demo,pylate,test]' -c constraints.txt
+	$(BIN)/python -m pip install -e '.[demo,live,pylate]' -c constraints.txt
+	@touch $@
+
+$(VENV)/.for-tests: $(VENV)/.installed
+	$(BIN)/python -m pip install -e '.[demo,live,pylate,test]' -c constraints.txt
 	@touch $@
 
 # Without PyLate, which holds transformers back; always brought up to date.
