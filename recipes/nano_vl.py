@@ -5,7 +5,8 @@
 First the tower alone learns which character covers each small cell (without that, reading does not
 begin in any time a CPU has), then all of it learns to answer. The rate falls with the root of the
 steps, so that a run can go on for as long as there is time; `--finish N` lets it fall to nothing in
-N steps, on a copy of the state, and writes the checkpoint. An interrupted run goes on where it was.
+N steps, on a copy of the state, and writes the checkpoint. An interrupted run goes on where it was;
+`--begin FOLDER` goes on from a finished checkpoint where the state of its run is gone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 from nano_vl_batches import Batches, Part, chat, vocabulary
-from nano_vl_files import save_folder
+from nano_vl_files import open_folder, save_folder
 from nano_vl_model import (
     Attentions,
     NanoVL,
@@ -40,9 +41,10 @@ BLANK_CELL, BLANK_PATCH = 0.25, 0.25
 GUIDED = 0.5
 RAMP, FALL = 100, 600  # steps: the rate rises for some, and falls with the root after others
 APART = 100  # steps after the warm-up
+HEADS = 200  # steps that heads of labels, which no checkpoint keeps, are fitted to a finished tower
 HEARD = 0.1  # of the answers' gradient: more of it, as noisy as it is, unteaches the tower letters
 # What a run may change when it goes on.
-FREE = ("data", "out", "minutes", "steps", "finish", "report", "threads", "device")
+FREE = ("data", "out", "begin", "minutes", "steps", "finish", "report", "threads", "device")
 
 
 class Loss:
@@ -131,6 +133,8 @@ class Means:
 def prepare(args: argparse.Namespace) -> tuple[Batches, Tokenizer]:
     gallery, talk = Gallery(args.data), chat(args.data)
     path = args.out / "tokenizer.json"
+    if args.begin and not path.exists():
+        path.write_bytes((args.begin / "tokenizer.json").read_bytes())
     if not path.exists():
         path.write_text(make_tokenizer(vocabulary(gallery, talk)).to_str(), encoding="utf-8")
     tokenizer = Tokenizer.from_file(str(path))
@@ -155,6 +159,10 @@ def train(args: argparse.Namespace, say: Callable[[str], None]) -> Training:
     training = Training(model, args.rate, args.rest_rate)
     state, finish = args.out / "state.safetensors", args.out / "finish.safetensors"
     found = finish if args.finish and finish.exists() else state
+    if args.begin and not found.exists():
+        begin(model, args.begin, batches)
+        training = Training(model, args.rate, args.rest_rate)
+        training.step = args.warm_up + args.horizon
     notes = training.load(found) if found.exists() else {"seconds": "0"}
     spent = float(notes["seconds"])
     begun = int(notes["begun"]) if found == finish else training.step
@@ -170,6 +178,27 @@ def train(args: argparse.Namespace, say: Callable[[str], None]) -> Training:
         training.use_averages()
         save_folder(model, tokenizer, args.out / "checkpoint")
     return training
+
+
+def begin(model: NanoVL, folder: Path, batches: Batches) -> None:
+    """The weights of a finished checkpoint, and heads of labels that fit them."""
+    vision, backbone, _ = open_folder(folder)
+    model.vision.load_state_dict(vision.state_dict())
+    model.backbone.load_state_dict(backbone.state_dict())
+    device = model.cells.weight.device.type
+    heads = [p for n, p in model.named_parameters() if not n.startswith(("vision", "backbone"))]
+    adam = torch.optim.AdamW(heads, lr=3e-3, betas=(0.9, 0.98))
+    loss_of = Loss(model, batches.scribe.opening, device)
+    for step in range(HEADS):
+        for part in batches.labelled(step):
+            assert part.patches is not None
+            with torch.autocast(device, torch.bfloat16):
+                with torch.no_grad():
+                    features = model.see(part.patches.to(device), part.rows, part.columns)
+                loss, _ = loss_of.labels(part, features)
+            loss.backward()
+        adam.step()
+        adam.zero_grad()
 
 
 def factors(args: argparse.Namespace, step: int, begun: int) -> tuple[float, float]:
@@ -221,6 +250,7 @@ def parser() -> argparse.ArgumentParser:
     add = words.add_argument
     add("--data", type=Path, required=True, help="folder that holds vision/ and text/")
     add("--out", type=Path, default=Path("runs/nano_vl"))
+    add("--begin", type=Path, help="a finished checkpoint of the same shape to go on from")
     add("--minutes", type=float, default=120, help="of processor time; 120")
     add("--steps", type=int, help="train so many steps in all: reproducible")
     add("--finish", type=int, default=0, help="let the rate fall to 0 in so many steps")

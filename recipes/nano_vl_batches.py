@@ -165,12 +165,17 @@ class Batches:
         self.scenes = Scenes(self.gallery)
         self._sheets: dict[int, Sheet] = {}
 
-    def step(self, step: int) -> Iterator[Part]:
+    def labelled(self, step: int) -> Iterator[Part]:
+        """Pictures without questions, for the tower alone."""
         random = Random(f"{self.seed}/{step}")
+        yield self.windows(random, step)
+        yield self.windows(random, step) if step % 3 else self.scene(random, asked=False)
+
+    def step(self, step: int) -> Iterator[Part]:
         if step < self.warm_up:
-            yield self.windows(random, step)
-            yield self.windows(random, step) if step % 3 else self.scene(random, asked=False)
+            yield from self.labelled(step)
             return
+        random = Random(f"{self.seed}/{step}")
         crop = random.random() < self.cropped(step)
         yield self.reading(random, step, "lines" if random.random() < 0.7 else "form", crop)
         yield self.reading(random, step, "lines" if random.random() < 0.7 else "form")

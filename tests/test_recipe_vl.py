@@ -416,6 +416,24 @@ def test_a_finished_run_leaves_the_state_to_go_on_from(
     assert (run[0] / "checkpoint/model.safetensors").is_file()
 
 
+def test_a_run_begins_with_a_finished_checkpoint(
+    data: Path, run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nano_vl
+    from nano_vl_files import open_folder
+
+    trained(data, run[0], "--finish", "2")
+    monkeypatch.setattr(nano_vl, "HEADS", 2)
+    begun = ("--begin", str(run[0] / "checkpoint"), "--horizon", "1", "--steps")
+    trained(data, tmp_path, *begun, "3")  # where it begins: nothing is trained but heads
+    vision, backbone, _ = open_folder(run[0] / "checkpoint")
+    state = load_file(tmp_path / "state.safetensors")
+    for part, module in (("vision", vision), ("backbone", backbone)):
+        for name, tensor in module.state_dict().items():
+            assert torch.equal(state[f"weight/{part}.{name}"], tensor), name
+    assert len(trained(data, tmp_path, *begun, "5")) == 2
+
+
 def test_a_run_refuses_the_folder_of_another(data: Path, run: tuple[Path, list[str]]) -> None:
     from lfm2_mm.errors import BadInput
 
