@@ -31,6 +31,10 @@ class BadInput(LfmError):
     """A value, text, file or setting that cannot be used."""
 
 
+class BeyondLimit(BadInput):
+    """More than is taken: bytes, pixels, seconds, items."""
+
+
 class Unreadable(BadInput):
     """A file that cannot be read or holds nothing readable."""
 

@@ -1,0 +1,98 @@
+"""Who may come in, and with how much: key, origin, size. Pure ASGI, in front of every route."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from collections.abc import Sequence
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from apps.replies import refusal
+
+OPEN = ("/health",)  # answered without a key
+SUBPROTOCOL = "openai-insecure-api-key."  # how a browser gives its key to a WebSocket
+MOST_BYTES = 64 << 20  # of a request's body
+
+
+class Gate:
+    """Refuses requests without the key, from pages of other origins, or with too large a body.
+
+    A key is given as `Authorization: Bearer KEY`, by a browser as password of a Basic login, or as
+    WebSocket subprotocol. `origins` are those whose pages may ask beside the server's own.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        key: str | None = None,
+        origins: Sequence[str] = (),
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        self.app, self.key, self.origins, self.most_bytes = app, key, tuple(origins), most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if not self._same_origin(headers):
+            await refusal(403, f"pages of {headers['origin']} may not ask here")(
+                scope, receive, send
+            )
+        elif not self._known(scope["path"], headers):
+            login = {"www-authenticate": 'Basic realm="lfm2-mm", Bearer'}
+            await refusal(401, "an API key is needed: Authorization: Bearer KEY", headers=login)(
+                scope, receive, send
+            )
+        elif scope["type"] == "http" and scope["path"].startswith("/v1/"):
+            await self.app(scope, self._bounded(headers, receive), send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _same_origin(self, headers: Headers) -> bool:
+        """A page elsewhere must not use a server that listens on loopback only for its visitor."""
+        origin = headers.get("origin")
+        if origin is None or origin in self.origins or "*" in self.origins:
+            return True
+        return urlsplit(origin).netloc == headers.get("host")
+
+    def _known(self, path: str, headers: Headers) -> bool:
+        if self.key is None or path in OPEN:
+            return True
+        return any(hmac.compare_digest(given, self.key.encode()) for given in keys_of(headers))
+
+    def _bounded(self, headers: Headers, receive: Receive) -> Receive:
+        too_large = HTTPException(413, f"the body is larger than {self.most_bytes >> 20} MiB")
+        told, seen = headers.get("content-length", ""), 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            if told.isdecimal() and int(told) > self.most_bytes:
+                raise too_large
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.most_bytes:
+                raise too_large
+            return message
+
+        return counted
+
+
+def keys_of(headers: Headers) -> list[bytes]:
+    """The keys that a request gives, in whichever way."""
+    kind, _, given = headers.get("authorization", "").partition(" ")
+    protocols = [p.strip() for p in headers.get("sec-websocket-protocol", "").split(",")]
+    keys = [p.removeprefix(SUBPROTOCOL) for p in protocols if p.startswith(SUBPROTOCOL)]
+    if kind.lower() == "bearer":
+        keys.append(given.strip())
+    found = [key.encode("latin-1") for key in keys]  # as Starlette decoded them
+    if kind.lower() == "basic":
+        with suppress(binascii.Error):
+            found.append(base64.b64decode(given, validate=True).partition(b":")[2])
+    return found
