@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 7860
 MODEL_COLBERT ?=
 MODEL_VL ?=
+MODEL_AUDIO ?=
 ARGS ?=
 
 .PHONY: help demo test lint bench test-latest
@@ -15,8 +16,8 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
 		|| sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed ## set up, then serve the pages; PORT=7860 MODEL_COLBERT= MODEL_VL=
-	$(BIN)/lfm2-mm demo --port $(PORT) --models "$(MODEL_COLBERT),$(MODEL_VL)" --no-browser
+demo: $(VENV)/.installed ## set up, then serve the pages; PORT=7860 MODEL_COLBERT= MODEL_VL= MODEL_AUDIO=
+	$(BIN)/lfm2-mm demo --port $(PORT) --models "$(MODEL_COLBERT),$(MODEL_VL),$(MODEL_AUDIO)" --no-browser
 
 test: $(VENV)/.for-tests ## set up, then run the tests, offline; ARGS="-k index"
 	$(BIN)/python -m pytest $(ARGS)

@@ -185,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
         _about_batches,
         _about_care,
         _about_measures,
-        _about_demo,
+        _about_serving,
     ):
         add(lambda name, run, text: _verb(verbs, name, run, text))
     return top
@@ -369,18 +369,27 @@ def _about_measures(add: Add) -> None:
     _model_flag(bench, "nano-colbert", "the encoder (retrieval)")
 
 
-def _about_demo(add: Add) -> None:
-    demo = add("demo", "apps.verbs.demo:demo", "serve the pages and open them in the browser")
-    demo.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine only")
-    demo.add_argument(
-        "--port", type=whole(0, 65_535), default=7860, help="default 7860; 0 takes any free one"
-    )
-    demo.add_argument("--index", metavar="DIR", help="show this index too")
+def _about_serving(add: Add) -> None:
+    serve = add("serve", "apps.verbs.serve:serve", "serve the OpenAI-compatible HTTP interface")
+    demo = add("demo", "apps.verbs.serve:demo", "serve the pages and open them in the browser")
     demo.add_argument("--no-browser", action="store_true", help="only serve")
-    demo.add_argument(
-        "--models", type=names, default=[], metavar="NAME,…",
-        help="names, hub ids or folders; default: the bundled one of every kind, or one fetched",
-    )  # fmt: skip
+    for verb in (serve, demo):
+        verb.add_argument(
+            "--host", default="127.0.0.1", help="default 127.0.0.1: this machine only"
+        )
+        verb.add_argument(
+            "--port", type=whole(0, 65_535), default=7860, help="default 7860; 0 takes any free one"
+        )
+        verb.add_argument("--api-key", metavar="KEY", help="who asks must give it; default: none")
+        verb.add_argument(
+            "--cors", action="append", default=[], metavar="ORIGIN",
+            help="pages of this origin may ask too (https://example.org); default: none",
+        )  # fmt: skip
+        verb.add_argument("--index", metavar="DIR", help="serve this index, or the indexes in it")
+        verb.add_argument(
+            "--models", type=names, default=[], metavar="NAME,…",
+            help="names, hub ids or folders; default: of every kind one bundled or fetched",
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

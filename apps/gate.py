@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from apps.replies import refusal
 
 OPEN = ("/health",)  # answered without a key
 SUBPROTOCOL = "openai-insecure-api-key."  # how a browser gives its key to a WebSocket
+LOCAL = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 MOST_BYTES = 64 << 20  # of a request's body
 
 
@@ -32,16 +34,23 @@ class Gate:
         app: ASGIApp,
         key: str | None = None,
         origins: Sequence[str] = (),
+        loopback: bool = False,
         most_bytes: int = MOST_BYTES,
     ) -> None:
-        self.app, self.key, self.origins, self.most_bytes = app, key, tuple(origins), most_bytes
+        """loopback: only this machine is served, so only its own names are taken as host."""
+        self.app, self.key, self.origins = app, key, tuple(origins)
+        self.loopback, self.most_bytes = loopback, most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if not self._same_origin(headers):
+        if self.loopback and not LOCAL.fullmatch(headers.get("host", "")):
+            # A name that an attacker lets resolve to loopback would make his page our own.
+            told = refusal(403, f"this server is not called {headers.get('host')!r}")
+            await told(scope, receive, send)
+        elif not self._same_origin(headers):
             await refusal(403, f"pages of {headers['origin']} may not ask here")(
                 scope, receive, send
             )

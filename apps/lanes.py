@@ -34,6 +34,10 @@ class Busy(LfmError):
         self.retry_after = retry_after
 
 
+class Stopping(LfmError):
+    """The server stops and takes nothing more."""
+
+
 class Lane:
     """The thread of one engine and the requests that wait for it. Used from one event loop."""
 
@@ -41,6 +45,7 @@ class Lane:
         self.name, self.waiting = name, waiting
         self.jobs = 0  # admitted: the one that has its turn and those that wait
         self.refused = 0  # in all
+        self.stopping = False
         self._mean_s = USUAL_S  # of a request, the last ones most
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"lane-{name}")
@@ -89,7 +94,10 @@ class Lane:
 
     @asynccontextmanager
     async def admitted(self) -> AsyncIterator[None]:
-        """A place in the queue, and the turn when it comes. Raises Busy where no place is left."""
+        """A place in the queue, and the turn when it comes. Raises Busy where no place is left,
+        Stopping at the end."""
+        if self.stopping:
+            raise Stopping("the server is being stopped and takes no more requests")
         if self.jobs > self.waiting:
             self.refused += 1
             wait = max(1, math.ceil(self.jobs * self._mean_s))

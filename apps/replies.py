@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from apps.lanes import Busy
+from apps.lanes import Busy, Stopping
 from apps.service import UnknownModel
 from lfm2_mm.errors import (
     BadInput,
@@ -25,6 +25,7 @@ from lfm2_mm.errors import (
 # The first that fits: (error, status, code)
 STATUS: tuple[tuple[type[LfmError], int, str | None], ...] = (
     (Busy, 429, "rate_limit_exceeded"),
+    (Stopping, 503, "stopping"),
     (UnknownModel, 404, "model_not_found"),
     (UnknownCheckpoint, 404, "model_not_found"),
     (IndexMissing, 404, "index_not_found"),

@@ -30,6 +30,7 @@ def build(
     *,
     key: str | None = None,
     origins: Sequence[str] = (),
+    loopback: bool = False,
     most_bytes: int = MOST_BYTES,
 ) -> FastAPI:
     """The app, without pages: `demos.site.Site` mounts those and serves it.
@@ -42,7 +43,7 @@ def build(
     app.include_router(_about())
     for router in routers:
         app.include_router(router)
-    app.add_middleware(Gate, key=key, origins=origins, most_bytes=most_bytes)
+    app.add_middleware(Gate, key=key, origins=origins, loopback=loopback, most_bytes=most_bytes)
     return app
 
 

@@ -5,6 +5,8 @@ Opened by `wiring.open_service`. Knows what each is for; knows no HTTP and no pa
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,7 @@ class Service:
             self.models[model.name] = model
         self.indexes = dict(indexes or {})
         self.writing = {name: Lane(f"index {name}") for name in self.indexes}
+        self.changing = {name: threading.Lock() for name in self.indexes}  # the pages write too
         self.searching = Lane("search", waiting=32)
 
     def find(self, name: str, *kinds: Kind) -> Served:
@@ -81,11 +84,22 @@ class Service:
         there = f"there are {', '.join(self.indexes)}" if self.indexes else "none is served"
         raise IndexMissing(f"no index {name!r}; {there}; `serve --index FOLDER` serves one")
 
+    @property
+    def lanes(self) -> list[Lane]:
+        return [*(m.lane for m in self.models.values()), *self.writing.values(), self.searching]
+
+    def drain(self, seconds: float = 10.0) -> None:
+        """Take nothing more, and wait until what was begun is done, but not longer than that."""
+        for lane in self.lanes:
+            lane.stopping = True
+        end = time.monotonic() + seconds
+        while any(lane.jobs for lane in self.lanes) and time.monotonic() < end:
+            time.sleep(0.02)
+
     def close(self) -> None:
         """Wait for the steps that are being computed, then let go of everything."""
-        for lane in (*(m.lane for m in self.models.values()), *self.writing.values()):
+        for lane in self.lanes:
             lane.close()
-        self.searching.close()
         for model in self.models.values():
             if hasattr(model.engine, "close"):
                 model.engine.close()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lfm2_mm.errors import BadInput, NotAvailable
+from lfm2_mm.errors import BadInput, IndexMismatch, IndexMissing, NotAvailable
 
 if TYPE_CHECKING:
+    from apps.service import Served, Service
     from audio import Speech
     from lfm2_mm.engine import Engine
     from lfm2_mm.registry import Kind
@@ -100,6 +103,98 @@ def open_speech(args: Namespace) -> Speech:
     )
 
 
+def open_service(args: Namespace) -> Service:
+    """What `--models` and `--index` name, opened: one checkpoint of every kind, and the indexes.
+
+    A kind that is not named is taken from what needs no download, or left out where nothing is.
+    `echo` is served beside them. Raises BadInput, IndexMissing, and what opening raises.
+    """
+    from apps.service import Service
+
+    named = by_kind(args.models)
+    models = [served for kind in OPENED if (served := _serve(args, kind, named.get(kind)))]
+    if all(model.name != "echo" for model in models):
+        models.append(_served("echo", "chat", open_chat(with_model(args, "echo"))))
+    encoder = next((m.engine for m in models if m.kind == "colbert"), None)
+    return Service(models, open_indexes(Path(args.index), encoder) if args.index else {})
+
+
+def _see(args: Namespace) -> Chat:
+    from vision import TokenBudget
+
+    return open_see(args, TokenBudget())
+
+
+OPENED: dict[Kind, Callable[[Namespace], Any]] = {
+    "chat": open_chat,
+    "vision": _see,
+    "speech": open_speech,
+    "colbert": open_encoder,
+}
+
+
+def _serve(args: Namespace, kind: Kind, name: str | None) -> Served | None:
+    try:
+        name = name or _checkpoint_here(kind)
+    except NotAvailable:
+        return None
+    flags = with_model(args, name)
+    flags.active_experts = None
+    return _served(name, kind, OPENED[kind](flags))
+
+
+def _served(name: str, kind: Kind, engine: Any) -> Served:
+    from apps.lanes import Lane
+    from apps.service import Served
+    from lfm2_mm import registry
+
+    shown = registry.find(name).name if registry.knows(name) else Path(name).name
+    return Served(shown, kind, engine, Lane(shown), int(time.time()))
+
+
+def open_indexes(folder: Path, encoder: Encoder | None = None) -> dict[str, Index]:
+    """The index in `folder`, or the indexes in it, by name; an empty folder becomes one.
+
+    Each is opened with `encoder` if that made it, else with its own. Raises IndexMissing where
+    something else is there.
+    """
+    import retrieval
+
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return {folder.resolve().name: retrieval.open(folder, model=encoder, create=True)}
+    found = [one for one in (folder, *sorted(folder.glob("*/"))) if _is_index(one)]
+    if not found:
+        raise IndexMissing(
+            f"{folder} is no index and holds none; `lfm2-mm index PATH --index {folder}` makes one"
+        )
+    chosen = found[:1] if found[0] == folder else found
+    return {one.resolve().name: _opened(one, encoder) for one in chosen}
+
+
+def _opened(folder: Path, encoder: Encoder | None) -> Index:
+    import retrieval
+
+    try:
+        return retrieval.open(folder, model=encoder)
+    except IndexMismatch:
+        return retrieval.open(folder)
+
+
+def _is_index(folder: Path) -> bool:
+    import retrieval
+
+    try:
+        retrieval.open(folder).close()
+    except (IndexMissing, BadInput):
+        return False
+    return True
+
+
+def with_model(args: Namespace, name: str | None) -> Namespace:
+    """The flags, as if this model had been given."""
+    return Namespace(**{**vars(args), "model": name})
+
+
 def by_kind(names: Sequence[str]) -> dict[Kind, str]:
     """Checkpoints by what each is for. Raises BadInput for two of one kind, or an unknown kind."""
     found: dict[Kind, str] = {}
@@ -118,6 +213,8 @@ def _kind_of(name: str) -> Kind:
     from lfm2_mm import checkpoint, registry
     from lfm2_mm.weights import read_json
 
+    if name == "echo":
+        return "chat"
     kind = registry.find(name).kind if registry.knows(name) else None
     if kind is not None:
         return kind
@@ -137,7 +234,12 @@ def _checkpoint_here(kind: Kind) -> str:
     for known in registry.TABLE:
         if known.kind == kind and (known.bundled or known.name in here):
             return known.name
-    raise NotAvailable(
+    raise nothing_here(kind)
+
+
+def nothing_here(kind: Kind) -> NotAvailable:
+    """That no checkpoint of this kind is on this machine, and what to do."""
+    return NotAvailable(
         f"no {kind} checkpoint on this machine: `lfm2-mm fetch {SUGGESTED[kind]}` downloads the "
         f"smallest, --model takes another name or a folder, and {WITHOUT[kind]}"
     )

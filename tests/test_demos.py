@@ -15,9 +15,10 @@ import gradio as gr
 import pytest
 
 import apps.demos
+from apps import wiring
 from apps.demos import library, markup, search, site
 from apps.demos.shelf import LIBRARY, UPLOADS, Shelf, conditions
-from lfm2_mm.errors import BadInput
+from lfm2_mm.errors import BadInput, IndexMissing
 from retrieval.encoder import Encoder, open_encoder
 from retrieval.types import MODES, Hit, Match
 from tests import tiny
@@ -241,11 +242,15 @@ def test_an_index_given_is_shown_by_its_name(tmp_path: Path, encoder: Encoder) -
     for name in ("one.index", "two.index"):
         with retrieval.open(tmp_path / "all" / name, model=encoder, create=True) as index:
             index.update([tmp_path / "a.txt"])
-    with closing(Shelf(tmp_path, encoder, tmp_path / "all")) as shelf:
+    given = wiring.open_indexes(tmp_path / "all", encoder)
+    with closing(Shelf(tmp_path, encoder, given)) as shelf:
         assert list(shelf.indexes) == [LIBRARY, UPLOADS, "one.index", "two.index"]
         assert shelf.contents("two.index")[1].documents == 1
-    with closing(Shelf(tmp_path, encoder, tmp_path / "all" / "one.index")) as shelf:
-        assert list(shelf.indexes)[2:] == ["one.index"]
+    assert given["one.index"].info().documents == 1  # whoever gave it goes on with it
+    assert list(wiring.open_indexes(tmp_path / "all" / "one.index", encoder)) == ["one.index"]
+    assert list(wiring.open_indexes(tmp_path / "new", encoder)) == ["new"]
+    with pytest.raises(IndexMissing, match="holds none"):
+        wiring.open_indexes(Path(__file__).parent)
 
 
 def test_filters_as_a_person_types_them() -> None:

@@ -7,13 +7,13 @@ import shlex
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import retrieval
 from apps.demos import library
-from lfm2_mm.errors import BadInput, IndexDamaged, IndexMismatch, IndexMissing, LfmError
+from lfm2_mm.errors import BadInput, IndexDamaged, IndexMismatch, LfmError
 from retrieval import filters
 
 if TYPE_CHECKING:
@@ -34,24 +34,29 @@ class Closing(LfmError):
 class Shelf:
     """Named indexes over one encoder. The uploads live in a temporary folder and go with it."""
 
-    def __init__(self, home: Path, encoder: Encoder, extra: Path | None = None) -> None:
-        """`home` keeps the library from one start to the next; `extra` is an index, or holds some.
+    def __init__(
+        self,
+        home: Path,
+        encoder: Encoder,
+        given: Mapping[str, Index] | None = None,
+        changing: Mapping[str, threading.Lock] | None = None,
+    ) -> None:
+        """`home` keeps the library from one start to the next; `given` indexes are shown too.
 
-        Raises IndexMissing where `extra` is neither.
+        changing: who else writes to those holds these.
         """
         self.model = Path(encoder.name).name
         self.temporary = Path(tempfile.mkdtemp(prefix="lfm2-mm-"))
         self.files = self.temporary / "files"
         self.files.mkdir()
         made_by = re.sub(r"[^\w.-]+", "-", encoder.name)
-        self.indexes = {
+        self._own = {
             LIBRARY: _own(home / f"library-{made_by}.index", encoder),
             UPLOADS: _own(self.temporary / "uploads.index", encoder),
         }
-        for folder in _indexes(extra) if extra else ():
-            self.indexes[folder.name] = _given(folder, encoder)
+        self.indexes = self._own | dict(given or {})
         # An index has one writer; a second one waits here.
-        self.changing = {name: threading.Lock() for name in self.indexes}
+        self.changing = {name: threading.Lock() for name in self.indexes} | dict(changing or {})
         self.preparing = ""  # what the library still waits for; empty when it is ready
         self._closing = threading.Event()
         self._worker = threading.Thread(target=self.prepare)
@@ -64,7 +69,7 @@ class Shelf:
         self._closing.set()
         if self._worker.is_alive():
             self._worker.join()
-        for index in self.indexes.values():
+        for index in self._own.values():
             index.close()
         shutil.rmtree(self.temporary, ignore_errors=True)
 
@@ -150,29 +155,3 @@ def _own(folder: Path, encoder: Encoder) -> Index:
     except (IndexMismatch, IndexDamaged):
         shutil.rmtree(folder)
         return retrieval.open(folder, model=encoder, create=True)
-
-
-def _given(folder: Path, encoder: Encoder) -> Index:
-    """An index of the user's: made with our encoder, or opened with its own."""
-    try:
-        return retrieval.open(folder, model=encoder)
-    except IndexMismatch:
-        return retrieval.open(folder)
-
-
-def _indexes(folder: Path) -> Iterator[Path]:
-    """`folder`, if it is an index; else the indexes in it."""
-    found = [one for one in (folder, *sorted(folder.glob("*/"))) if _is_index(one)]
-    if not found:
-        raise IndexMissing(
-            f"{folder} is no index and holds none; `lfm2-mm index PATH --index {folder}` makes one"
-        )
-    yield from found[:1] if found[0] == folder else found
-
-
-def _is_index(folder: Path) -> bool:
-    try:
-        retrieval.open(folder).close()
-    except (IndexMissing, BadInput):
-        return False
-    return True

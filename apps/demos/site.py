@@ -5,6 +5,7 @@ Knows pages as gradio blocks; knows nothing of what they do.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import tempfile
@@ -73,11 +74,13 @@ def start_page(pages: Sequence[Page]) -> str:
 class Site:
     """The pages being served in the background; `address` is where."""
 
-    def __init__(self, pages: Sequence[Page], *, host: str, port: int) -> None:
-        """Raises BadInput where the port cannot be had."""
-        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    def __init__(
+        self, pages: Sequence[Page], *, host: str, port: int, app: FastAPI | None = None
+    ) -> None:
+        """`app` has the routes that go before the pages. Raises BadInput for a port in use."""
+        app = app or FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         start = start_page(pages)
-        app.get("/", response_class=HTMLResponse)(lambda: start)
+        app.get("/", response_class=HTMLResponse, include_in_schema=False)(lambda: start)
         port = free_port(host, port)
         for page in pages:
             _mount(app, page, host, port)
@@ -86,8 +89,9 @@ class Site:
         self._pages = pages
         # Pages that are open hold a connection each; leaving them is no error worth a line.
         config = uvicorn.Config(
-            app, host=host, port=port, log_level="critical", timeout_graceful_shutdown=1
-        )
+            app, host=host, port=port, log_level="critical", timeout_graceful_shutdown=1,
+            ws_per_message_deflate=False,  # speech hardly shrinks
+        )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
@@ -161,7 +165,15 @@ def uploads() -> Iterator[Path]:
                 os.environ[TEMPORARY] = before
 
 
+def local(host: str) -> bool:
+    """Whether only this machine reaches what is served there."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
 def serve(
+    app: FastAPI,
     pages: Sequence[Page],
     *,
     host: str,
@@ -169,9 +181,10 @@ def serve(
     browser: bool,
     tell: Callable[[str], None],
     ready: Callable[[], None],
+    stop: Callable[[], None],
 ) -> None:
-    """Serve until Ctrl-C. `ready` is called when the pages can be visited."""
-    site = Site(pages, host=host, port=port)
+    """Serve until Ctrl-C. `ready` is called when all can be visited, `stop` before it is not."""
+    site = Site(pages, host=host, port=port, app=app)
     try:
         tell(f"{' and '.join(page.title for page in pages)} on {site.address} (Ctrl-C stops it)")
         ready()
@@ -180,6 +193,7 @@ def serve(
         while True:
             time.sleep(3600)
     finally:
+        stop()
         site.close()
 
 

@@ -1,0 +1,95 @@
+"""The verbs `serve` and `demo`: one address for the HTTP interface and the pages."""
+
+from __future__ import annotations
+
+import signal
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from apps import wiring
+from apps.screen import Screen
+from lfm2_mm import checkpoint
+from lfm2_mm.errors import BadInput, MissingExtra
+
+if TYPE_CHECKING:
+    from apps.demos.shelf import Shelf
+    from apps.demos.site import Page
+    from apps.demos.viewer import Viewer
+    from apps.service import Service
+
+
+def serve(args: Namespace, screen: Screen) -> None:
+    """Serve the HTTP interface, and the pages beside it, until Ctrl-C."""
+    _run(args, screen, browser=False, library=False)
+
+
+def demo(args: Namespace, screen: Screen) -> None:
+    """The same, with the pages in front: their library is prepared and a browser opened."""
+    _run(args, screen, browser=not args.no_browser, library=True)
+
+
+def _run(args: Namespace, screen: Screen, *, browser: bool, library: bool) -> None:
+    if missing := [name for name in ("fastapi", "gradio", "uvicorn") if find_spec(name) is None]:
+        raise MissingExtra(f"serving needs {', '.join(missing)}: pip install 'lfm2-mm[demo]'")
+    key: str | None = args.api_key
+    if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
+        raise BadInput("an API key is made of ASCII characters, without blanks around it")
+    # A polite kill cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from apps import server
+    from apps.demos import site
+
+    with (
+        closing(wiring.open_service(args)) as service,
+        site.uploads() as folder,
+        _shelf(service) as shelf,
+    ):
+        pages, viewer = _pages(service, shelf, folder)
+
+        def begin() -> None:
+            if library:
+                shelf.start()
+            if viewer is not None:
+                Thread(target=viewer.warm_up, daemon=True).start()
+
+        site.serve(
+            server.build(service, key=key, origins=args.cors, loopback=site.local(args.host)),
+            pages,
+            host=args.host,
+            port=args.port,
+            browser=browser,
+            tell=screen.say,
+            ready=begin,
+            stop=service.drain,
+        )
+
+
+@contextmanager
+def _shelf(service: Service) -> Iterator[Shelf]:
+    """The collections of the search page, the served indexes among them."""
+    from apps.demos.shelf import Shelf
+
+    encoder = service.first("colbert")
+    assert encoder is not None  # one is bundled
+    home = checkpoint.settings().home
+    with closing(Shelf(home, encoder.engine, service.indexes, service.changing)) as shelf:
+        yield shelf
+
+
+def _pages(service: Service, shelf: Shelf, folder: Path) -> tuple[list[Page], Viewer | None]:
+    """Every page; where no checkpoint for one is here, one that says what to do."""
+    from apps.demos import search, see
+    from apps.demos.viewer import Viewer
+
+    pages, vision = [search.page(shelf)], service.first("vision")
+    if vision is None:
+        pages.append(see.missing(str(wiring.nothing_here("vision"))))
+        return pages, None
+    viewer = Viewer(vision.engine)
+    pages.append(see.page(viewer, folder / "samples"))
+    return pages, viewer
