@@ -137,7 +137,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("for every verb")
     group.add_argument("--json", action="store_true", help="one JSON document on stdout")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    group.add_argument("--dtype", choices=("auto", "fp32", "bf16", "int8"), default="auto")
+    group.add_argument("--dtype", choices=("auto", "fp32", "bf16", "int8", "int4"), default="auto")
     group.add_argument("--offline", action="store_true", help="never ask the model hub")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 

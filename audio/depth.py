@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from audio.config import AudioConfig
 from lfm2_mm.backbone import KV, Attention, Block, RMSNorm, Rotary, View
 from lfm2_mm.fused import Stack, stack_for
-from lfm2_mm.linear import Int8Linear, Linear
+from lfm2_mm.linear import Linear, PackedLinear
 
 Choose = Callable[[Tensor], int]  # logits (codes,) -> the code
 Step = Callable[[Tensor, int], Tensor]  # (width,) and its codebook -> (width,) after the layers
@@ -94,7 +94,7 @@ class DepthTransformer(nn.Module):
     def _fused(self, like: Tensor) -> Step | None:
         """The same in one call a position, where the weights are packed and the processor can."""
         if self._stack is _UNTRIED:
-            packed = any(isinstance(module, Int8Linear) for module in self.layers.modules())
+            packed = any(isinstance(module, PackedLinear) for module in self.layers.modules())
             blocks = cast("list[Block]", list(self.layers))
             self._stack = stack_for(blocks, self.config.blocks(), like.dtype) if packed else None
         stack = cast("Stack | None", self._stack)

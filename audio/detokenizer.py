@@ -212,7 +212,8 @@ def open_detokenizer(folder: Path, choice: Choice) -> Detokenizer:
     """
     config = DetokenizerConfig.from_json(read_json(folder / "config.json"))
     own: dict[str, Tensor] = {}
-    backbone = build(config.backbone, _network_tensors(folder, config, own), choice, head=False)
+    backbone = build(config.backbone, _network_tensors(folder, config, own), choice.for_many_rows(),
+                     head=False)  # fmt: skip
     width, hidden = 2 * config.bins, config.backbone.hidden_size
     shapes = {
         "emb.emb.weight": (config.codebooks * config.codebook_size, hidden),

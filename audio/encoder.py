@@ -92,9 +92,10 @@ def load_encoder(
 ) -> AudioEncoder:
     """Ears for inference from published (key, tensor) pairs, all of which must be used.
 
-    Under int8 the linear layers are packed, the convolutions stay float32. Raises
-    CheckpointDamaged.
+    Under int8 the linear layers are packed, the convolutions stay float32; int4 means int8 here.
+    Raises CheckpointDamaged.
     """
+    choice = choice.for_many_rows()
     names = layout(config)
     with torch.device("meta"):
         encoder = AudioEncoder(config)

@@ -19,7 +19,7 @@ from audio.encoder import load_encoder, published_encoder
 from audio.model import SpeechModel
 from lfm2_mm.device import Choice
 from lfm2_mm.errors import CheckpointDamaged
-from lfm2_mm.linear import Int8Linear, Linear
+from lfm2_mm.linear import Int8Linear, Linear, pack_linear
 from lfm2_mm.loading import build, check
 from lfm2_mm.weights import read_json, read_tensors, tensor_keys
 
@@ -113,7 +113,7 @@ def load_mouth(
     for name, parts in depth_layout(config).items():
         tensor = torch.cat([found.pop(part) for part in parts])
         set_parameter(depth, name, paired(name, tensor, config, to_halves), choice)
-    if choice.weights == "int8" and config.depth.tied:
+    if choice.packed and config.depth.tied:
         for head in cast("list[CodebookHead]", list(depth.heads)):
             head.head = Int8Linear(head.embedding)
     return frames, depth
@@ -161,12 +161,15 @@ def set_parameter(module: nn.Module, name: str, tensor: Tensor, choice: Choice) 
     """Put one tensor where it belongs, in the dtype or packing chosen."""
     owner_name, _, leaf = name.rpartition(".")
     owner = module.get_submodule(owner_name)
-    if choice.weights == "int8" and isinstance(owner, Linear) and leaf == "weight":
+    if choice.packed and isinstance(owner, Linear) and leaf == "weight":
         parent = module.get_submodule(owner_name.rpartition(".")[0])
-        setattr(parent, owner_name.rpartition(".")[2], Int8Linear(tensor, owner.bias))
+        # What chooses codes has the last word: heads stay int8.
+        weights = "int8" if owner_name.endswith(".head") else choice.weights
+        packed = pack_linear(tensor, owner.bias, weights)
+        setattr(parent, owner_name.rpartition(".")[2], packed)
         return
     looked_up = leaf == "embedding" or isinstance(owner, FrameEmbedding)  # never multiplied
-    dtype = tensor.dtype if looked_up and choice.weights == "int8" else choice.torch_dtype
+    dtype = tensor.dtype if looked_up and choice.packed else choice.torch_dtype
     setattr(owner, leaf, nn.Parameter(tensor.to(choice.device, dtype), requires_grad=False))
 
 

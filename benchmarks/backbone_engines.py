@@ -189,6 +189,7 @@ ENGINES = (
     Engine("ours", "fp32", 32, (), open_ours),
     Engine("ours", "bf16", 16, (), open_ours),
     Engine("ours", "int8", 8, (), open_ours),
+    Engine("ours", "int4", 5.2, (), open_ours),  # 4.5, but for the head; 4.9 at 1.2B
     Engine("transformers", "bf16", 16, ("transformers",), open_transformers),
     Engine("transformers", "int8", 8, ("transformers",), open_transformers),
     Engine("llama", "Q8_0", 8.5, LLAMA, open_llama),

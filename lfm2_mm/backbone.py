@@ -258,7 +258,8 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The LFM2 stack. Its matrices are float parameters, or int8 (`packed`) when opened so."""
+    """The LFM2 stack. Its matrices are float parameters, or int8 or int4 when opened so
+    (`packed`)."""
 
     def __init__(self, config: BackboneConfig, *, bidirectional: bool = False) -> None:
         super().__init__()
@@ -267,7 +268,7 @@ class Backbone(nn.Module):
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)  # published as embedding_norm
-        # A tied head is the embedding itself, but for int8, which packs a copy of it.
+        # A tied head is the embedding itself; packed backbones have an int8 copy of it.
         self.head: nn.Module | None = None
         if not config.tied:
             self.head = Linear(config.hidden_size, config.vocab_size)
@@ -299,7 +300,7 @@ class Backbone(nn.Module):
     ) -> Backbone:
         """Load a checkpoint folder for inference. Raises CheckpointDamaged, BadInput.
 
-        head: False where hidden states are all that is wanted; int8 then packs no copy for it.
+        head: False where hidden states are all that is wanted; packed ones then keep no copy.
         """
         from lfm2_mm.device import choose
         from lfm2_mm.loading import load_backbone
@@ -463,7 +464,7 @@ def packing_order(mask: Tensor) -> Tensor | None:
 
 
 def cache_dtype() -> torch.dtype:
-    """What int8 backbones keep their state in: bf16 where the processor multiplies it."""
+    """What packed backbones keep their state in: bf16 where the processor multiplies it."""
     from lfm2_mm.device import processor_features
 
     fast = processor_features() & {"avx512_bf16", "amx_bf16", "bf16"}

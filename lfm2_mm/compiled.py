@@ -14,9 +14,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 @functools.cache
@@ -131,6 +134,21 @@ def run_team(function: int, argument: int, threads: int) -> None:
         call(argument)
         for other in others:
             other.result()
+
+
+def run_pass(
+    address: int,
+    names: list[str],
+    control: tuple[int, ...],
+    fields: dict[str, torch.Tensor | int | None],
+) -> None:
+    """Call a compiled pass: its control numbers, then its fields in order; None is 0."""
+    import torch
+
+    values = [fields[name] for name in names]
+    numbers = [v.data_ptr() if isinstance(v, torch.Tensor) else int(v or 0) for v in values]
+    block = np.array([*control, *numbers], dtype=np.int64)
+    run_team(address, block.ctypes.data, torch.get_num_threads())
 
 
 @functools.cache

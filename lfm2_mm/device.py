@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,26 +15,37 @@ if TYPE_CHECKING:
     import torch
 
 DeviceName = Literal["auto", "cpu", "cuda"]
-DtypeName = Literal["auto", "fp32", "bf16", "int8"]
+DtypeName = Literal["auto", "fp32", "bf16", "int8", "int4"]
 DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("auto", "fp32", "bf16", "int8")
+DTYPES = ("auto", "fp32", "bf16", "int8", "int4")
+PACKED = ("int8", "int4")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How to run: `weights` is fp32, bf16 or int8; `reason` says why, for a person."""
+    """How to run: `weights` is fp32, bf16, int8 or int4; `reason` says why, for a person."""
 
     device: str
-    weights: Literal["fp32", "bf16", "int8"]
+    weights: Literal["fp32", "bf16", "int8", "int4"]
     threads: int
     reason: str
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype of activations: int8 weights take float32 activations."""
+        """The dtype of activations: packed weights take float32 activations."""
         import torch
 
         return torch.bfloat16 if self.weights == "bf16" else torch.float32
+
+    @property
+    def packed(self) -> bool:
+        """Whether matrices are packed as int8 or int4."""
+        return self.weights in PACKED
+
+    def for_many_rows(self) -> Choice:
+        """The same for parts that see many rows at once: 4 bits spare reading, which is not what
+        they wait for, so they take int8."""
+        return replace(self, weights="int8") if self.weights == "int4" else self
 
 
 @functools.cache
@@ -101,9 +112,9 @@ def choose(device: str = "auto", dtype: str = "auto") -> Choice:
         )
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInput("device 'cuda' was asked, but torch finds none; use --device cpu or auto")
-    if device == "cuda" or (device == "auto" and dtype != "int8" and torch.cuda.is_available()):
-        if dtype == "int8":
-            raise BadInput("int8 runs on the CPU only; on cuda use --dtype bf16 or fp32")
+    if device == "cuda" or (device == "auto" and dtype not in PACKED and torch.cuda.is_available()):
+        if dtype in PACKED:
+            raise BadInput(f"{dtype} runs on the CPU only; on cuda use --dtype bf16 or fp32")
         weights: Literal["fp32", "bf16"] = "fp32" if dtype == "fp32" else "bf16"
         return Choice("cuda", weights, thread_count(), f"cuda is there; {weights} weights")
     return _choose_cpu(dtype)
@@ -113,8 +124,10 @@ def _choose_cpu(dtype: str) -> Choice:
     threads = thread_count()
     features = processor_features()
     cores = f"{threads} threads, one for each real core or as OMP_NUM_THREADS says"
-    if dtype == "int8" and not int8_works():
-        raise BadInput("int8 was asked, but this torch has no oneDNN int8 product; use fp32")
+    if dtype in PACKED and not int8_works():
+        raise BadInput(f"{dtype} was asked, but this torch has no oneDNN int8 product; use fp32")
+    if dtype == "int4":
+        return Choice("cpu", "int4", threads, f"{_why_int4()}; {cores}")
     if dtype != "auto":
         return Choice("cpu", dtype, threads, f"{dtype} as asked; {cores}")  # type: ignore[arg-type]
     if has_exact_int8() and int8_works():
@@ -125,6 +138,14 @@ def _choose_cpu(dtype: str) -> Choice:
         return Choice("cpu", "bf16", threads, f"bf16: the processor multiplies it itself; {cores}")
     why = "fp32: the processor has neither int8 dot products nor bf16 arithmetic"
     return Choice("cpu", "fp32", threads, f"{why}; {cores}")
+
+
+def _why_int4() -> str:
+    from lfm2_mm.compiled import register_width
+
+    if register_width() is None:
+        return "int4 as asked: small, but slow here, since the processor has no byte products"
+    return "int4 as asked: half the bytes of int8 are read for each token, and quality falls"
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lfm2_mm.compiled import register_width
 from lfm2_mm.config import BackboneConfig
-from lfm2_mm.linear import Int8Linear
+from lfm2_mm.linear import PackedLinear
 from lfm2_mm.program import Operation, Program, Row, float_bits
 from lfm2_mm.step_ir import Shape
 from lfm2_mm.vector_ir import LANES
@@ -60,7 +60,7 @@ class Stack:
 
     def _attention(self, attention: Attention, normed: Row) -> None:
         program = self._program
-        qkv = program.linear(normed, cast(Int8Linear, attention.qkv_proj))
+        qkv = program.linear(normed, cast(PackedLinear, attention.qkv_proj))
         mixed = program.row(attention.heads * attention.dim)
         operation = program.add(
             "attend", qkv=qkv.address, q_weight=program.floats(attention.q_layernorm.weight),
@@ -70,11 +70,11 @@ class Stack:
             position=program.position.address, scores=0, room=0, out=mixed.address,
         )  # fmt: skip
         self._attentions.append(operation)
-        program.linear(mixed, cast(Int8Linear, attention.out_proj), onto=self._x)
+        program.linear(mixed, cast(PackedLinear, attention.out_proj), onto=self._x)
 
     def _convolution(self, conv: ShortConv, normed: Row) -> None:
         program = self._program
-        gates = program.linear(normed, cast(Int8Linear, conv.in_proj))
+        gates = program.linear(normed, cast(PackedLinear, conv.in_proj))
         mixed = program.row(self._x.size)
         operation = program.add(
             "convolve", gates=gates.address, size=self._x.size, inputs=0,
@@ -82,14 +82,14 @@ class Stack:
             taps=program.floats(conv.weight), bias=program.floats(conv.bias), out=mixed.address,
         )  # fmt: skip
         self._convolutions.append(operation)
-        program.linear(mixed, cast(Int8Linear, conv.out_proj), onto=self._x)
+        program.linear(mixed, cast(PackedLinear, conv.out_proj), onto=self._x)
 
     def _feed_forward(self, network: FeedForward, normed: Row) -> None:
         program = self._program
-        gates = program.linear(normed, cast(Int8Linear, network.w13))
+        gates = program.linear(normed, cast(PackedLinear, network.w13))
         mixed = program.row(gates.size // 2)
         program.add("swiglu", gates=gates.address, size=mixed.size, out=mixed.address)
-        program.linear(mixed, cast(Int8Linear, network.w2), onto=self._x)
+        program.linear(mixed, cast(PackedLinear, network.w2), onto=self._x)
 
     def bind(
         self, keys: Sequence[Tensor], values: Sequence[Tensor], inputs: Sequence[Tensor] = ()
@@ -144,6 +144,6 @@ def readable(module: torch.nn.Module) -> bool:
     """Whether our products can read this layer's weights, if it has any."""
     from lfm2_mm.linear import Linear
 
-    if isinstance(module, Int8Linear):
+    if isinstance(module, PackedLinear):
         return module.compiled
     return not isinstance(module, Linear)

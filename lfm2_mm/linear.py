@@ -2,7 +2,8 @@
 
 int8 means: weights rounded once per output channel, activations rounded anew per token, products
 summed exactly in int32. A token's result depends on that token alone: not on its neighbours in the
-batch, and an outlier in one token does no harm to the others.
+batch, and an outlier in one token does no harm to the others. int4 rounds weights to 16 levels,
+with a step for each 32 of them (lfm2_mm.int4), and activations as int8 does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 
 from lfm2_mm.compiled import register_width
 from lfm2_mm.device import has_exact_int8
-from lfm2_mm.packed import pack
+from lfm2_mm.int4 import Packed4, multiply4, pack4, round_groups
+from lfm2_mm.packed import Packed, pack
 
 if TYPE_CHECKING:
     from lfm2_mm.program import RowProduct
@@ -36,28 +38,33 @@ class Linear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-class Int8Linear(nn.Module):
-    """The same with packed int8 weights; input and output are float32. For inference only."""
+class PackedLinear(nn.Module):
+    """The same with packed weights; input and output are float32. For inference only."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    operation: str  # of lfm2_mm.step_ir: one row through the weights
+    packed: Packed | Packed4
+    scales: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """`weight` (outputs, inputs), any float dtype; NaN or infinite rows are refused."""
         super().__init__()
         self.outputs, self.inputs = weight.shape
-        quantised, self.scales = quantise_rows(weight)
-        self.zeros = torch.zeros(self.outputs, dtype=torch.int64)
-        self.packed = pack(quantised)
         self.bias = None if bias is None else nn.Parameter(bias.detach().float(), False)
         self._alone: RowProduct | None = None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether our own product of one row can read these weights, here."""
+        return register_width() is not None
+
+    def product(self, codes: Tensor) -> Tensor:
+        """codes (n, inputs) uint8 around ZERO -> (n, outputs) before rows' steps and bias."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.inputs)
         y = self.one(rows) if len(rows) == 1 and self.compiled else self.several(rows)
         return y.view(*x.shape[:-1], self.outputs)
-
-    @property
-    def compiled(self) -> bool:
-        """Whether our own product of one row can read these weights, here."""
-        return self.packed.memory is not None and register_width() is not None
 
     def one(self, row: Tensor) -> Tensor:
         """(1, inputs) -> (1, outputs), at the speed of memory."""
@@ -75,12 +82,47 @@ class Int8Linear(nn.Module):
         y = self.product(codes)[: len(rows)].mul_(steps)
         return y if self.bias is None else y.add_(self.bias)
 
+
+class Int8Linear(PackedLinear):
+    """Packed int8 weights, with a step an output."""
+
+    operation = "product"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(weight, bias)
+        quantised, self.scales = quantise_rows(weight)
+        self.zeros = torch.zeros(self.outputs, dtype=torch.int64)
+        self.packed: Packed = pack(quantised)
+
+    @property
+    def compiled(self) -> bool:
+        return self.packed.memory is not None and super().compiled
+
     def product(self, codes: Tensor) -> Tensor:
-        """codes (n, inputs) uint8 around ZERO -> (n, outputs) before rows' steps and bias."""
         return torch.ops.onednn.qlinear_pointwise.default(
             codes, 1.0, ZERO, self.packed.matrix, self.scales, self.zeros,
             None, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
+
+
+class Int4Linear(PackedLinear):
+    """4-bit weights, with a step for each 32 inputs of an output."""
+
+    operation = "product_int4"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(weight, bias)
+        levels, steps, own = round_groups(weight)
+        self.packed: Packed4 = pack4(levels, steps, self.inputs)
+        self.scales = own / 16  # levels count 16 times
+
+    def product(self, codes: Tensor) -> Tensor:
+        return multiply4(codes, self.packed, self.scales)
+
+
+def pack_linear(weight: Tensor, bias: Tensor | None, weights: str) -> PackedLinear:
+    """A layer in "int8" or "int4"."""
+    return (Int4Linear if weights == "int4" else Int8Linear)(weight, bias)
 
 
 def room(rows: int, columns: int) -> Tensor:

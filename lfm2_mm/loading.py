@@ -15,7 +15,7 @@ from lfm2_mm.backbone import Backbone
 from lfm2_mm.config import BackboneConfig
 from lfm2_mm.device import Choice, set_threads
 from lfm2_mm.errors import BadInput, CheckpointDamaged
-from lfm2_mm.linear import Int8Linear, Linear
+from lfm2_mm.linear import Int8Linear, Linear, pack_linear
 from lfm2_mm.weights import read_json, read_tensors, tensor_keys
 
 
@@ -144,7 +144,7 @@ def build(
     embedding = backbone.embedding
     if tied_copy is not None and not torch.equal(tied_copy.to(embedding), embedding):
         raise CheckpointDamaged("lm_head.weight differs from the embedding it should be tied to")
-    backbone.packed, backbone.headless = choice.weights == "int8", not head
+    backbone.packed, backbone.headless = choice.packed, not head
     if backbone.packed and head and config.tied:
         backbone.head = Int8Linear(backbone.embedding)
     return backbone.eval().requires_grad_(False)
@@ -168,12 +168,15 @@ def fill(backbone: Backbone, name: str, tensor: Tensor, choice: Choice) -> None:
     owner = backbone.get_submodule(owner_name)
     if owner_name.endswith(".conv") and leaf == "weight":
         tensor = tensor.squeeze(1).t().contiguous()  # (hidden, 1, kernel) -> (kernel, hidden)
-    packs = choice.weights == "int8" and isinstance(owner, Linear) and leaf == "weight"
+    packs = choice.packed and isinstance(owner, Linear) and leaf == "weight"
     if packs and not owner_name.endswith("gate"):
         parent = backbone.get_submodule(owner_name.rpartition(".")[0])
-        setattr(parent, owner_name.rpartition(".")[2], Int8Linear(tensor, cast(Linear, owner).bias))
+        # A head has the last word: it stays int8.
+        weights = "int8" if name == "head.weight" else choice.weights
+        layer = pack_linear(tensor, cast(Linear, owner).bias, weights)
+        setattr(parent, owner_name.rpartition(".")[2], layer)
     else:
-        keep = name == "embedding" and choice.weights == "int8"  # only looked up, never multiplied
+        keep = name == "embedding" and choice.packed  # only looked up, never multiplied
         dtype = tensor.dtype if keep else choice.torch_dtype
         dtype = torch.float32 if leaf == "expert_bias" else dtype
         setattr(owner, leaf, nn.Parameter(tensor.to(choice.device, dtype), requires_grad=False))

@@ -1,4 +1,4 @@
-"""int8 layers over many positions with one pass over memory between two products.
+"""Packed layers over many positions with one pass over memory between two products.
 
 What it computes is what Backbone's layers compute; what differs is rounding. Knows the layers'
 order, no arithmetic. One row and one position alone are lfm2_mm.fused's.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
-from lfm2_mm.linear import Int8Linear
+from lfm2_mm.linear import PackedLinear
 from lfm2_mm.rows import Codes, Product, Rows, multiply, rows
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ManyRows:
-    """The layers of an int8 backbone without experts."""
+    """The layers of a packed backbone without experts."""
 
     def __init__(self, backbone: Backbone, passes: Rows) -> None:
         self._blocks = cast("list[Block]", list(backbone.layers))
@@ -64,7 +64,7 @@ class ManyRows:
 
     @staticmethod
     def _multiply(codes: Codes, linear: object) -> Product:
-        return multiply(codes, cast(Int8Linear, linear))
+        return multiply(codes, cast(PackedLinear, linear))
 
     def _floats(self, codes: Codes, linear: object, shape: tuple[int, ...]) -> Tensor:
         return self._multiply(codes, linear).floats().view(*shape[:-1], -1)

@@ -3,7 +3,7 @@
     program = Program(Shape(head_dim=64, group=2, half=True))
     x = program.row(1024)                       # shared by the team; fill x.values before `run`
     normed = program.norm(x, weight, eps)       # weight: float32 (1024,)
-    y = program.linear(normed, int8_linear)     # rounds `normed` once, however often it is used
+    y = program.linear(normed, packed_linear)   # rounds `normed` once, however often it is used
     program.linear(y, another, onto=x)          # x += another(y)
     program.run()                               # everything above, in one call
 
@@ -28,7 +28,7 @@ from lfm2_mm.step_ir import CONTROL, OPERATIONS, Shape
 from lfm2_mm.vector_ir import LANES
 
 if TYPE_CHECKING:
-    from lfm2_mm.linear import Int8Linear
+    from lfm2_mm.linear import PackedLinear
 
 SIMPLE = Shape(16, 1, False)  # for programs without attention and state
 PADDING = 64  # numbers
@@ -122,13 +122,13 @@ class Program:
                  eps=float_bits(eps), out=out.address, apart=out.apart)  # fmt: skip
         return out
 
-    def linear(self, x: Row, linear: Int8Linear, onto: Row | None = None) -> Row:
+    def linear(self, x: Row, linear: PackedLinear, onto: Row | None = None) -> Row:
         """linear(x), added to `onto` if that is given."""
         codes = self._codes(x)
         out = onto or self.row(linear.outputs)
         packed = linear.packed
         rounded = self._rounded
-        self.add("product", weights=packed.address, **codes, groups=packed.groups,
+        self.add(linear.operation, weights=packed.address, **codes, groups=packed.groups,
                  blocks=packed.blocks, scales=self.floats(linear.scales), sums=packed.sums,
                  bias=self.floats(linear.bias), out=out.address, adds=int(onto is not None),
                  )  # fmt: skip
@@ -165,9 +165,9 @@ class Program:
 
 
 class RowProduct:
-    """One row through one int8 matrix."""
+    """One row through one packed matrix."""
 
-    def __init__(self, linear: Int8Linear) -> None:
+    def __init__(self, linear: PackedLinear) -> None:
         self._program = program = Program()
         self._outputs, self._padded = linear.outputs, linear.packed.blocks * step_ir.BLOCK
         self._x = program.row(linear.inputs)

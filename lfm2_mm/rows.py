@@ -2,7 +2,7 @@
 
 torch takes five to eight passes for what one does here: scale a product, add it to x, norm, find
 the largest, round. `Rows` is for processors with byte products; `rows_for` says. A row's result
-depends on that row alone. Codes differ from Int8Linear.several's by one level where a value lies
+depends on that row alone. Codes differ from PackedLinear.several's by one level where a value lies
 between two of them.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfm2_mm.compiled import Machine, register_width, run_team
-from lfm2_mm.linear import Int8Linear, room
+from lfm2_mm.compiled import Machine, register_width, run_pass
+from lfm2_mm.linear import PackedLinear, room
 
 
 class Codes(NamedTuple):
@@ -39,7 +39,7 @@ class Product(NamedTuple):
         return y if self.bias is None else y.add_(self.bias)
 
 
-def multiply(codes: Codes, linear: Int8Linear) -> Product:
+def multiply(codes: Codes, linear: PackedLinear) -> Product:
     """codes (n, inputs) by the layer's weights."""
     values = linear.product(codes.codes)[: len(codes.steps)]
     return Product(values, codes.steps, linear.bias)
@@ -152,13 +152,3 @@ def _room(rows: int, size: int) -> Codes:
 def bits_of(value: float) -> int:
     """A float as passes take it: the bits of a double."""
     return int(np.float64(value).view(np.int64))
-
-
-def run_pass(
-    address: int, names: list[str], control: tuple[int, ...], fields: dict[str, Tensor | int | None]
-) -> None:
-    """Call a compiled pass: its control numbers, then its fields in order; None is 0."""
-    values = [fields[name] for name in names]
-    numbers = [v.data_ptr() if isinstance(v, Tensor) else int(v or 0) for v in values]
-    block = np.array([*control, *numbers], dtype=np.int64)
-    run_team(address, block.ctypes.data, torch.get_num_threads())

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from llvmlite import ir
 
 from lfm2_mm.emit import F32, F64, I8, I32, I64, Function, Value
+from lfm2_mm.int4_ir import UNIT, group_sums
 from lfm2_mm.vector_ir import (
     FLOATS,
     INTS,
@@ -131,7 +132,7 @@ def _inverse_deviation(s: Share, x: Value, size: Value, eps: Value) -> Value:
 def round_row(s: Share) -> None:
     """codes = x in 255 steps of its largest entry, zero at 128; a copy for each thread.
 
-    The same arithmetic as Int8Linear.several, so the codes are those of the row in a batch.
+    The same arithmetic as PackedLinear.several, so the codes are those of the row in a batch.
     """
     f, size, codes = s.f, s.size, s.own(s.codes)
     x = s.x + s.thread * s.x_apart
@@ -179,6 +180,25 @@ def _block_sums(s: Share, weights: Value, codes: Value, groups: Value) -> list[V
                 signed = f.load(INTS, weights + group * (4 * BLOCK), at)
                 total.set(dot(f, s.shape.wide, total.get(), four, signed))
     return [total.get() for total in sums]
+
+
+@operation("weights codes step apart groups blocks scales sums bias out adds")
+def product_int4(s: Share) -> None:
+    """The same with 4-bit weights, as lfm2_mm.int4 has them. groups: of 32 inputs; sums: what codes
+    around 128 add too much, as floats."""
+    f, groups, weights, codes = s.f, s.groups, s.weights, s.own(s.codes)
+    step = f.load(F32, s.own(s.step)).spread(LANES)
+    parts = [4 * LANES * part for part in range(BLOCK // LANES)]
+    with s.part_of(s.blocks) as block:
+        first = block * (4 * BLOCK)
+        totals = [f.slot(f.load(FLOATS, s.sums + first + part)) for part in parts]
+        unit = weights + block * groups * UNIT
+        with f.loop(f.number(0), groups) as group:
+            here, row = unit + group * UNIT, codes + group * 32
+            group_sums(f, s.shape.wide, here, [row], [totals], 0)
+        for total, part in zip(totals, parts, strict=True):
+            at = first + part
+            _finish(s, total.get() * f.load(FLOATS, s.scales + at) * step, at)
 
 
 def _finish(s: Share, y: Value, at: Value) -> None:

@@ -189,12 +189,13 @@ def test_int8_stays_near() -> None:
 WIDE = {"layers": 3, "dim": 64, "tie": True, "heads": 4, "kv_heads": 2, "ff": 112}
 
 
-def test_compiled_layers_are_the_modules() -> None:
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_compiled_layers_are_the_modules(weights: str) -> None:
     """One call a position: what differs is the order of sums, so a value between two int8 levels
     may round the other way."""
     config = config_of(codebooks=6, depthformer=WIDE)
-    _, fused = mouth(config, "int8")
-    _, plain = mouth(config, "int8")
+    _, fused = mouth(config, weights)
+    _, plain = mouth(config, weights)
     plain._stack = None
     for row in hidden_of(config, 4):
         told = (3, 40, 0, 39, 7, 1)

@@ -67,7 +67,7 @@ class TestCpu:
         with pytest.raises(BadInput, match="int8 was asked.*use fp32"):
             choose(dtype="int8")
 
-    @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])
     @pytest.mark.parametrize("name", ["cpu", "auto"])
     def test_what_is_asked_is_taken(self, dtype: str, name: str) -> None:
         choice = choose(name, dtype)
@@ -78,7 +78,7 @@ class TestCpu:
         with pytest.raises(BadInput, match="torch finds none.*cpu or auto"):
             choose("cuda")
 
-    @pytest.mark.parametrize(("name", "dtype"), [("tpu", "auto"), ("auto", "int4"), ("", "")])
+    @pytest.mark.parametrize(("name", "dtype"), [("tpu", "auto"), ("auto", "int3"), ("", "")])
     def test_what_is_unknown_is_named_beside_what_is_valid(self, name: str, dtype: str) -> None:
         with pytest.raises(BadInput, match=f"{name!r}.*{dtype!r}.*auto, cpu, cuda.*bf16, int8"):
             choose(name, dtype)

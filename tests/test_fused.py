@@ -29,11 +29,13 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=[*CONFIGS, "mixed, int4"])
 def ours(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backbone:
-    """An int8 backbone that keeps its state in float32, so that only sums differ."""
+    """A packed backbone that keeps its state in float32, so that only sums differ."""
     monkeypatch.setattr(backbones, "cache_dtype", lambda: torch.float32)
-    made = random_backbone(CONFIGS[request.param], choose("cpu", "int8"))
+    name, _, dtype = request.param.partition(", int")
+    dtype = "int4" if dtype else "int8"
+    made = random_backbone(CONFIGS[name], choose("cpu", dtype))
     torch.set_num_threads(1)
     assert made.stack is not None
     return made

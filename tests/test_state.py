@@ -260,7 +260,7 @@ class TestRefusals:
         assert_close(step(ours, ids[:, 5:], state)[0], full(ours, ids)[:, 5:])
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
 def test_values_at_other_dtypes(dtype: str) -> None:
     """Cut, fork and raggedness are exact at every dtype; chunking itself is not (see backbone)."""
     ours = opened("dense", dtype=dtype)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfm2_mm.compiled import Machine, features
-from lfm2_mm.rows import Product, bits_of, run_pass
+from lfm2_mm.compiled import Machine, features, run_pass
+from lfm2_mm.rows import Product, bits_of
 
 PAGE = 4096
 

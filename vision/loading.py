@@ -90,7 +90,7 @@ def load_vision(folder: Path, choice: Choice) -> VisionModel:
         ((part + key, tensor) for key, tensor in read_tensors(folder, start))
         for part, start in starts.items()
     )
-    return build_vision(config, tensors, choice)
+    return build_vision(config, tensors, choice.for_many_rows())
 
 
 def _start(keys: Iterable[str], mark: str) -> str:
