@@ -46,6 +46,17 @@ class Turns:
     answer: int | None = None  # where the open turn of the assistant begins
 
 
+@dataclass(frozen=True)
+class _Before:
+    """A conversation before its latest turn."""
+
+    length: int  # of the history
+    turns: Turns
+    number: int
+    ends: list[int]
+    reply: Reply | None
+
+
 class Conversation:
     """Every reply goes on from the state of the last; `played` cuts back what was not heard."""
 
@@ -60,6 +71,7 @@ class Conversation:
         self.forgotten = 0  # turns that were dropped to make room
         self._ends: list[int] = []  # position after each audible frame of the latest reply
         self._reply: Reply | None = None
+        self._before: _Before | None = None  # the latest reply, while it can be withdrawn
 
     @property
     def history(self) -> History:
@@ -72,6 +84,7 @@ class Conversation:
         stopped. Raises ContextExceeded and BadInput, with the conversation unchanged.
         """
         self.stop()
+        self._before = None
         speech, manner = self.speech, manner or self.manner
         turn = [speech.hear(part) if isinstance(part, Audio) else part for part in parts]
         history = self.history.copy()
@@ -83,6 +96,7 @@ class Conversation:
         speech.script.open_turn(history, "assistant")
         speech.check_room(len(history))
         prompt = Usage(len(history), 0, self.memory.fed)
+        self._before = _Before(len(self.history), self.turns, self.number, self._ends, self._reply)
         self.memory.history = history
         self.turns = replace(self.turns, starts=(*self.turns.starts, start), answer=answer)
         self.number += 1
@@ -98,6 +112,16 @@ class Conversation:
         if self._reply is not None:
             self._reply.close()
 
+    def withdraw(self) -> None:
+        """Stop the latest reply and forget it with the turn it answers, as if never asked."""
+        self.stop()
+        if self._before is None:
+            return
+        self.memory.cut(self._before.length)
+        self.turns, self.number = self._before.turns, self._before.number
+        self._ends, self._reply = self._before.ends, self._before.reply
+        self._before = None
+
     def played(self, samples: int) -> None:
         """Of the latest reply the listener heard so many samples: stop it, forget the rest.
 
@@ -105,6 +129,7 @@ class Conversation:
         where a reply that ended was heard to its end, nothing.
         """
         self.stop()
+        self._before = None
         ended = self._reply is not None and self._reply.done is not None
         heard = min(-(-samples // self.speech.codec.samples_per_frame), len(self._ends))
         if self.turns.answer is None or (ended and heard == len(self._ends)):
@@ -120,6 +145,7 @@ class Conversation:
         The state cannot lose its beginning, so the rest is computed again with the next reply.
         """
         self.stop()
+        self._before = None
         opening, starts = self.turns.opening, self.turns.starts
         count = min(count, len(starts))
         end = len(self.history) if count == len(starts) else starts[count]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audio.turns import SpeechEnd, SpeechStart
+from audio.turns import SpeechEnd, SpeechPause, SpeechResume, SpeechStart
 from lfm2_mm.errors import BadInput, MissingExtra
 
 RATE = 16_000  # Hz
@@ -26,6 +26,7 @@ CONTEXT = 64  # samples before a window that Silero sees, too
 HOP, REFLECTED = 128, 64  # of Silero's first layer
 WEIGHTS = "silero_vad/data/silero_vad_16k.safetensors"
 KINDS = ("auto", "silero", "energy")
+Found = SpeechStart | SpeechPause | SpeechResume | SpeechEnd
 
 
 class Judge(Protocol):
@@ -106,6 +107,7 @@ class Hysteresis:
     windows: int = 2  # of speech in a row that make a start
     windows_loud: int = 3  # the same while a reply sounds
     silence_s: float = 0.5  # that ends a turn; 0.7 is patient
+    pause_s: float | None = None  # silence that is told as a pause; None tells of none
 
 
 class SpeechDetector:
@@ -114,20 +116,21 @@ class SpeechDetector:
     def __init__(self, judge: Judge, rule: Hysteresis | None = None) -> None:
         self.judge, self.rule = judge, rule or Hysteresis()
         self.loud = False
+        self.silence_s = self.rule.silence_s  # that ends this pause; set it, speech resets it
         self.probability = 0.0  # of the latest window, to be shown
         self._state = judge.start()
         self._rest = np.zeros(0, np.float32)
         self._heard = 0  # samples judged
-        self._speaking = False
+        self._speaking = self._paused = False
         self._run = 0  # windows in a row that sound like speech, before a start
         self._last = 0  # sample after the last window of speech
 
-    def push(self, samples: np.ndarray) -> list[SpeechStart | SpeechEnd]:
+    def push(self, samples: np.ndarray) -> list[Found]:
         """float32 at 16 kHz, any number. Times are samples since the first."""
         held = np.concatenate((self._rest, samples.astype(np.float32, copy=False)))
         whole = len(held) // WINDOW * WINDOW
         self._rest = held[whole:].copy()
-        found: list[SpeechStart | SpeechEnd] = []
+        found: list[Found] = []
         for start in range(0, whole, WINDOW):
             window = held[start : start + WINDOW]
             self.probability, self._state = self.judge.probability(window, self._state)
@@ -135,7 +138,7 @@ class SpeechDetector:
             found += self._speech() if self._speaking else self._silence()
         return found
 
-    def _silence(self) -> list[SpeechStart | SpeechEnd]:
+    def _silence(self) -> list[Found]:
         self._run = self._run + 1 if self.probability >= self.rule.begin else 0
         if self._run < (self.rule.windows_loud if self.loud else self.rule.windows):
             return []
@@ -143,13 +146,21 @@ class SpeechDetector:
         began, self._run = self._heard - self._run * WINDOW, 0
         return [SpeechStart(began)]
 
-    def _speech(self) -> list[SpeechStart | SpeechEnd]:
+    def _speech(self) -> list[Found]:
         if self.probability >= self.rule.hold:
-            self._last = self._heard
-        if self._heard - self._last < self.rule.silence_s * RATE:
+            went_on = [SpeechResume(self._heard - WINDOW)] if self._paused else []
+            self._last, self._paused = self._heard, False
+            self.silence_s = self.rule.silence_s
+            return [*went_on]
+        silent = self._heard - self._last
+        if silent >= self.silence_s * RATE:
+            self._speaking = self._paused = False
+            self.silence_s = self.rule.silence_s
+            return [SpeechEnd(self._last)]
+        if self.rule.pause_s is None or self._paused or silent < self.rule.pause_s * RATE:
             return []
-        self._speaking = False
-        return [SpeechEnd(self._last)]
+        self._paused = True
+        return [SpeechPause(self._last)]
 
 
 def open_judge(kind: str = "auto") -> tuple[Judge, str]:
@@ -162,9 +173,11 @@ def open_judge(kind: str = "auto") -> tuple[Judge, str]:
     return EnergyGate(), f"energy: loudness alone, for quiet rooms; {why}"
 
 
-def open_detector(kind: Literal["auto", "silero", "energy"] = "auto") -> SpeechDetector:
+def open_detector(
+    kind: Literal["auto", "silero", "energy"] = "auto", rule: Hysteresis | None = None
+) -> SpeechDetector:
     """A detector for one stream. Raises BadInput, MissingExtra."""
-    return SpeechDetector(open_judge(kind)[0])
+    return SpeechDetector(open_judge(kind)[0], rule)
 
 
 def installed() -> bool:

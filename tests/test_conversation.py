@@ -338,3 +338,34 @@ def test_text_deltas_come_with_the_tokens(speech: Speech) -> None:
     """The first text is there before the first frame is made."""
     kinds = [type(event) for event in speech.converse(manner=GREEDY).reply("How do I stop?")]
     assert kinds.index(TextDelta) < kinds.index(AudioChunk)
+
+
+# ---- withdrawn ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("events", [0, 1, 7, None])
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_withdrawn_turn_was_never_asked(speech: Speech, before: int, events: int | None) -> None:
+    straight, other = speech.converse(manner=GREEDY), speech.converse(manner=GREEDY)
+    for conversation in (straight, other):
+        for _ in range(before):
+            run(conversation.reply("How do I stop?"), 20)
+            conversation.played(2 * PER_FRAME)
+    run(other.reply(CLIP), events)
+    other.withdraw()
+    other.withdraw()  # nothing is left to withdraw
+    assert same(other.history.items, straight.history.items)
+    assert (other.number, other.turns) == (straight.number, straight.turns)
+    sounds = [c.reply("And then?").audio.samples for c in (straight, other)]
+    assert np.array_equal(*sounds)
+
+
+def test_what_was_played_of_the_reply_before_is_told_after_a_withdrawal(speech: Speech) -> None:
+    straight, other = speech.converse(manner=GREEDY), speech.converse(manner=GREEDY)
+    for conversation in (straight, other):
+        run(conversation.reply("How do I stop?"), 20)
+    run(other.reply(CLIP), 5)
+    other.withdraw()
+    for conversation in (straight, other):
+        conversation.played(PER_FRAME)
+    assert same(other.history.items, straight.history.items)

@@ -11,9 +11,22 @@ import pytest
 
 import audio
 from audio.conversation import Manner
-from audio.session import AHEAD_S, WAITING, Failed, Flush, Forgot, Said, Session, SessionEvent
+from audio.session import (
+    AHEAD_S,
+    PREPARED_S,
+    WAITING,
+    Committed,
+    Failed,
+    Flush,
+    Forgot,
+    Said,
+    Session,
+    SessionEvent,
+)
 from audio.speech import Speech
-from audio.turns import SpeechEnd, SpeechStart
+from audio.turns import SpeechEnd, SpeechPause, SpeechResume, SpeechStart
+from audio.vad import Found
+from lfm2_mm.errors import BadInput
 from lfm2_mm.types import Audio, AudioChunk, Done, Sampling
 from tests import tiny_audio
 from tests.plain_codec import PlainCodec
@@ -35,10 +48,10 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
 class Told:
     """Finds speech where it is told to."""
 
-    def __init__(self, *events: SpeechStart | SpeechEnd) -> None:
-        self.events, self.seen, self.loud = list(events), 0, False
+    def __init__(self, *events: Found) -> None:
+        self.events, self.seen, self.loud, self.silence_s = list(events), 0, False, 0.5
 
-    def push(self, samples: np.ndarray) -> list[SpeechStart | SpeechEnd]:
+    def push(self, samples: np.ndarray) -> list[Found]:
         self.seen += len(samples)
         due = [event for event in self.events if event.at <= self.seen]
         self.events = self.events[len(due) :]
@@ -106,7 +119,7 @@ def test_a_question_is_answered_as_in_a_plain_conversation(speech: Speech, size:
     wanted = speech.converse(manner=GREEDY).reply(said)
     sound = np.concatenate([chunk.samples for chunk in chunks_of(events, 1)])
     assert np.array_equal(sound, wanted.audio.samples)
-    assert [type(e) for e in events[:2]] == [SpeechStart, SpeechEnd]
+    assert [type(e) for e in events[:3]] == [SpeechStart, SpeechEnd, Committed]
     assert isinstance(events[-1], Said) and isinstance(events[-1].event, Done)
 
 
@@ -280,3 +293,215 @@ def test_a_full_context_forgets_its_oldest_turns_and_says_so(speech: Speech) -> 
     finally:
         speech.context = whole
     assert Forgot(1) in events and chunks_of(events, 1)
+
+
+# ---- a reply is prepared in a pause ---------------------------------------------------------
+
+
+async def settled(session: Session) -> None:
+    """Until the reply that is being prepared waits for its turn."""
+    making = session._making
+    assert making is not None and making.task is not None
+    while not making.task.done() and making.sent < PREPARED_S * PlainCodec.rate:
+        await asyncio.sleep(0.01)
+
+
+class Late(Told):
+    """Tells of an end later than it was: that of the pause before."""
+
+    def push(self, samples: np.ndarray) -> list[Found]:
+        found = super().push(samples)
+        return [SpeechEnd(at(1.0)) if isinstance(e, SpeechEnd) else e for e in found]
+
+
+def prepared(speech: Speech, detector: Told) -> tuple[list[SessionEvent], Session]:
+    """Speech from 0.5 s to a pause at 1 s, a reply prepared there, and heard on to 1.6 s."""
+    detector.events = [SpeechStart(at(0.5)), SpeechPause(at(1.0)), *detector.events]
+
+    async def run() -> tuple[list[SessionEvent], Session]:
+        session = Session(speech.converse(manner=GREEDY), detector)
+        listener = Listener(session)
+        reading = asyncio.create_task(listener.run())
+        await heard(session, 0, 1.1)
+        await settled(session)
+        assert not chunks_of(listener.events, 1), "it was told before its turn"
+        await heard(session, 1.1, 1.6)
+        await session.end()
+        await reading
+        return listener.events, session
+
+    return asyncio.run(run())
+
+
+def test_a_prepared_reply_is_the_one_that_would_have_been_made(speech: Speech) -> None:
+    events, _ = prepared(speech, Late(SpeechEnd(at(1.5))))
+    wanted = speech.converse(manner=GREEDY).reply(Audio(SOUND[at(0.2) : at(1.0)], RATE))
+    sound = np.concatenate([chunk.samples for chunk in chunks_of(events, 1)])
+    assert np.array_equal(sound, wanted.audio.samples)
+    assert isinstance(events[-1], Said) and isinstance(events[-1].event, Done)
+
+
+def test_who_goes_on_was_never_answered(speech: Speech) -> None:
+    events, session = prepared(speech, Told(SpeechResume(at(1.2)), SpeechEnd(at(1.5))))
+    wanted = speech.converse(manner=GREEDY)
+    whole = wanted.reply(Audio(SOUND[at(0.2) : at(1.5)], RATE))
+    sound = np.concatenate([chunk.samples for chunk in chunks_of(events, 1)])
+    assert np.array_equal(sound, whole.audio.samples)
+    assert len(session.conversation.history) == len(wanted.history)
+    assert session.conversation.number == 1 and Flush(1) not in events
+
+
+def test_what_was_prepared_in_vain_leaves_nothing(speech: Speech) -> None:
+    async def run() -> Session:
+        told = Told(SpeechStart(at(0.5)), SpeechPause(at(1.0)), SpeechResume(at(1.2)))
+        session = Session(speech.converse(manner=GREEDY), told)
+        await heard(session, 0, 1.1)
+        await settled(session)
+        await heard(session, 1.1, 1.3)
+        await session.close()
+        return session
+
+    session = asyncio.run(run())
+    assert len(session.conversation.history) == len(speech.converse().history)
+
+
+def test_only_a_little_is_prepared_and_only_where_it_may_be(speech: Speech) -> None:
+    async def run(allowed: bool) -> float:
+        told = Told(SpeechStart(at(0.5)), SpeechPause(at(1.0)))
+        session = Session(speech.converse(manner=GREEDY), told)
+        session.may_prepare = lambda: allowed
+        await heard(session, 0, 1.1)
+        if not allowed:
+            assert session._making is None
+            return 0.0
+        await settled(session)
+        await asyncio.sleep(0.3)
+        assert session._making is not None
+        sent = session._making.sent
+        await session.close()
+        return sent
+
+    most = PREPARED_S * PlainCodec.rate
+    assert most <= asyncio.run(run(True)) <= most + PlainCodec.samples_per_frame
+    asyncio.run(run(False))
+
+
+@pytest.mark.parametrize("wanted", [0.2, 1.0, None])
+def test_what_was_said_tells_how_long_to_wait(speech: Speech, wanted: float | None) -> None:
+    asked: list[int] = []
+
+    def patience(said: Audio, stop: object) -> float | None:
+        asked.append(len(said.samples))
+        return wanted
+
+    async def run() -> float:
+        told = Told(SpeechStart(at(0.5)), SpeechPause(at(1.0)))
+        session = Session(speech.converse(manner=GREEDY), told, patience=patience)
+        await heard(session, 0, 1.1)
+        await settled(session)
+        await session.close()
+        return told.silence_s
+
+    assert asyncio.run(run()) == (wanted or 0.5) and asked == [at(0.8)]
+
+
+# ---- push to talk ---------------------------------------------------------------------------
+
+
+def test_committed_and_asked_for(speech: Speech) -> None:
+    async def run() -> list[SessionEvent]:
+        session = Session(speech.converse(manner=GREEDY), None)
+        listener = Listener(session)
+        reading = asyncio.create_task(listener.run())
+        with pytest.raises(BadInput, match="append audio"):
+            await session.commit()
+        await heard(session, 0, 0.3)
+        await session.clear()
+        await heard(session, 0.3, 1.0)
+        await session.commit()
+        with pytest.raises(BadInput, match="append audio"):
+            await session.commit()
+        await session.respond()
+        with pytest.raises(BadInput, match="being made"):
+            await session.respond()
+        await session.end()
+        await reading
+        with pytest.raises(BadInput, match="nothing waits"):
+            await session.respond()
+        return listener.events
+
+    events = asyncio.run(run())
+    wanted = speech.converse(manner=GREEDY).reply(Audio(SOUND[at(0.3) : at(1.0)], RATE))
+    sound = np.concatenate([chunk.samples for chunk in chunks_of(events, 1)])
+    assert np.array_equal(sound, wanted.audio.samples)
+    assert isinstance(events[0], Committed) and events[0].answer is None
+
+
+def test_a_turn_that_nobody_ends_is_refused_beyond_half_a_minute(speech: Speech) -> None:
+    async def run() -> None:
+        session = Session(speech.converse(manner=GREEDY), None)
+        for _ in range(30):
+            await session.hear(np.zeros(RATE, np.float32))
+        with pytest.raises(BadInput, match="30 s"):
+            await session.hear(np.zeros(1, np.float32))
+        await session.clear()
+        await session.hear(np.zeros(1, np.float32))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("samples", [0, 15])
+def test_truncated_after_it_was_made(speech: Speech, samples: int) -> None:
+    """Also while it only sounds on: the history keeps what was played."""
+
+    async def run() -> Session:
+        short = Manner(sound=Sampling(temperature=0.0), steps=12)
+        session = Session(speech.converse(manner=short), None)
+        listener = Listener(session, plays=False)
+        reading = asyncio.create_task(listener.run())
+        await heard(session, 0, 1.0)
+        await session.commit()
+        await session.respond()
+        while session.turn.state != "draining":
+            await asyncio.sleep(0.01)
+        await session.truncate(1, samples)
+        assert session.turn.state == "idle"
+        await session.played(1, 1000)  # too late
+        await session.close()
+        await reading
+        return session
+
+    conversation = asyncio.run(run()).conversation
+    straight = speech.converse(manner=Manner(sound=Sampling(temperature=0.0), steps=12))
+    for _ in straight.reply(Audio(SOUND[: at(1.0)], RATE)):
+        pass
+    straight.played(samples)
+    assert len(conversation.history) == len(straight.history)
+
+
+def test_cancelled_it_keeps_what_was_sent(speech: Speech) -> None:
+    async def run() -> tuple[int, int]:
+        endless = Manner(sound=Sampling(temperature=0.0), steps=400)
+        session = Session(speech.converse(manner=endless), None)
+        listener = Listener(session, plays=False)
+        reading = asyncio.create_task(listener.run())
+        await heard(session, 0, 1.0)
+        await session.commit()
+        await session.respond()
+        await listener.chunks(1, 3)
+        await session.cancel()
+        await asyncio.sleep(0.1)  # what was on its way comes
+        received = listener.samples[1]
+        await session.played(1, received)
+        assert session.turn.state == "idle"
+        await session.close()
+        await reading
+        return received, len(session.conversation.history)
+
+    received, length = asyncio.run(run())
+    straight = speech.converse(manner=Manner(sound=Sampling(temperature=0.0), steps=400))
+    straight_reply = straight.reply(Audio(SOUND[: at(1.0)], RATE))
+    while len(straight._ends) * PlainCodec.samples_per_frame < received + 20:
+        next(straight_reply)
+    straight.played(received)
+    assert length == len(straight.history)

@@ -10,7 +10,7 @@ import torch
 
 from audio import vad
 from audio.resample import resample
-from audio.turns import SpeechEnd, SpeechStart
+from audio.turns import SpeechEnd, SpeechPause, SpeechResume, SpeechStart
 from audio.vad import WINDOW, EnergyGate, Hysteresis, Silero, SpeechDetector, open_judge
 from lfm2_mm import Audio
 from lfm2_mm.errors import BadInput, MissingExtra
@@ -67,6 +67,31 @@ def test_an_end_comes_as_soon_as_the_silence_is_long_enough() -> None:
     assert detector.push(windows(2)) == [SpeechStart(0)]
     assert detector.push(windows(3)) == []
     assert detector.push(windows(1)) == [SpeechEnd(2 * WINDOW)]  # after 128 ms
+
+
+def test_pauses_are_told_where_that_is_asked_for() -> None:
+    said = [0.9] * 3 + [0.0] * 6 + [0.9] * 2 + [0.0] * 20
+    found = SpeechDetector(Told(*said), Hysteresis(pause_s=0.1)).push(windows(len(said)))
+    assert found == [
+        SpeechStart(0),
+        SpeechPause(3 * WINDOW),
+        SpeechResume(9 * WINDOW),
+        SpeechPause(11 * WINDOW),
+        SpeechEnd(11 * WINDOW),
+    ]
+
+
+def test_the_silence_of_one_pause_can_be_set() -> None:
+    said = [0.9] * 3 + [0.0] * 20 + [0.9] * 3 + [0.0] * 20
+    detector = SpeechDetector(Told(*said))
+    detector.push(windows(4))
+    detector.silence_s = 1.0
+    assert detector.push(windows(22)) == []  # 640 ms would have been an end
+    assert detector.push(windows(20)) == [SpeechEnd(26 * WINDOW)]  # the next pause is as ever
+    detector = SpeechDetector(Told(*said))
+    detector.push(windows(4))
+    detector.silence_s = 0.05
+    assert detector.push(windows(1)) == [SpeechEnd(3 * WINDOW)]
 
 
 @pytest.mark.parametrize("size", [1, 7, 80, 1601, 100_000])

@@ -41,7 +41,7 @@ def _run(args: Namespace, screen: Screen, *, browser: bool, library: bool) -> No
         raise BadInput("an API key is made of ASCII characters, without blanks around it")
     # A polite kill cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from apps import server
+    from apps import realtime, server
     from apps.demos import site
 
     with (
@@ -58,7 +58,13 @@ def _run(args: Namespace, screen: Screen, *, browser: bool, library: bool) -> No
                 Thread(target=viewer.warm_up, daemon=True).start()
 
         site.serve(
-            server.build(service, key=key, origins=args.cors, loopback=site.local(args.host)),
+            server.build(
+                service,
+                [realtime.router()],
+                key=key,
+                origins=args.cors,
+                loopback=site.local(args.host),
+            ),
             pages,
             host=args.host,
             port=args.port,
