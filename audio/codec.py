@@ -44,8 +44,9 @@ class Codec(Protocol):
 def open_codec(folder: Path, choice: Choice) -> Codec:
     """The decoder that a checkpoint folder holds: LFM2.5's detokenizer, else Mimi.
 
-    Mimi runs in float32 as published; of the detokenizer, the network takes the dtype chosen (in
-    int8 a trained voice stays within -50 dB), and its exponential and what follows are float32.
+    Mimi computes in float32 as published, with weights in bf16 unless fp32 is chosen; of the
+    detokenizer, the network takes the dtype chosen (in int8 a trained voice stays within -50 dB),
+    and its exponential and what follows are float32.
     Raises CheckpointDamaged.
     """
     if (folder / DETOKENIZER).is_dir():

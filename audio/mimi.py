@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class Remembered:
     """What the next frame needs. Tensors in it are never changed."""
 
     code: Tensor  # (1, width): the last frame before it was doubled
-    attention: tuple[tuple[Tensor, Tensor], ...]  # keys and values (1, heads, ≤ window - 1, dim)
+    attention: Any  # of each layer keys and values (1, heads, ≤ window - 1, dim); compiled: a Past
     inputs: tuple[Tensor, ...]  # of each convolution: (kernel - 1, channels)
     steps: int = 0
 

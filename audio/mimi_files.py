@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from audio.mimi import MimiConfig, MimiDecoder
+from audio.mimi_compiled import CompiledMimi, compilable
 from lfm2_mm.device import Choice
 from lfm2_mm.errors import CheckpointDamaged
 from lfm2_mm.loading import check
@@ -24,8 +25,13 @@ SMALLEST = 1e-5  # a code that was never used counts as used this often
 UPSAMPLE = "upsample.convtr.convtr.convtr.weight"
 
 
-def open_mimi(path: Path, choice: Choice, config: MimiConfig | None = None) -> MimiDecoder:
-    """The decoder in a published file, in float32. Raises CheckpointDamaged."""
+def open_mimi(
+    path: Path, choice: Choice, config: MimiConfig | None = None
+) -> MimiDecoder | CompiledMimi:
+    """The decoder in a published file, compiled where that can be. Raises CheckpointDamaged.
+
+    Arithmetic is float32; compiled and not asked for float32, most weights are kept in bfloat16.
+    """
     config = config or MimiConfig()
     needed = shapes(config)
     found: dict[str, Tensor] = {}
@@ -38,6 +44,9 @@ def open_mimi(path: Path, choice: Choice, config: MimiConfig | None = None) -> M
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise CheckpointDamaged(f"{path} lacks {', '.join(missing[:3])}{more}")
+    if choice.device == "cpu" and compilable(config):
+        parameters = {name: tensor.contiguous() for name, tensor in ours(config, found)}
+        return CompiledMimi(config, parameters, half=choice.weights != "fp32")
     with torch.device("meta"):
         decoder = MimiDecoder(config)
     for name, tensor in ours(config, found):

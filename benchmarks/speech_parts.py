@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from audio.detokenizer import Detokenizer, DetokenizerConfig
 from audio.encoder import AudioEncoder, load_encoder, published_encoder
 from audio.mel import log_mel
 from audio.mimi import MimiConfig, MimiDecoder
+from audio.mimi_compiled import CompiledMimi, compilable
 from lfm2_mm.config import BackboneConfig
 from lfm2_mm.device import choose
 from lfm2_mm.loading import build
@@ -70,7 +71,8 @@ def voices() -> dict[str, Callable[[], object]]:
     codes = torch.randint(0, 2048, (8, FRAMES), generator=torch.Generator().manual_seed(0))
     theirs = MimiModel(TheirConfig()).eval()
     return {
-        "Mimi, a frame": Stream(mimi(), codes),
+        "Mimi by torch, a frame": Stream(mimi(), codes),
+        **{f"Mimi compiled, weights in {n}, a frame": Stream(c, codes) for n, c in compiled()},
         "detokenizer in the dtype chosen, a frame": Stream(detokenizer(), codes),
         "transformers' Mimi, whole, a frame": lambda: theirs.decode(codes[None]),
     }
@@ -98,6 +100,12 @@ def mimi() -> MimiDecoder:
         else:
             parameter.fill_(0.01)
     return decoder
+
+
+def compiled() -> Iterator[tuple[str, Codec]]:
+    if compilable(MimiConfig()):
+        for name, half in (("fp32", False), ("bf16", True)):
+            yield name, CompiledMimi(MimiConfig(), dict(mimi().state_dict()), half=half)
 
 
 def detokenizer() -> Detokenizer:

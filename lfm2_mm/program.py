@@ -24,7 +24,7 @@ from torch import Tensor
 from lfm2_mm import step_ir
 from lfm2_mm.compiled import Machine, give_way, openmp, run_team
 from lfm2_mm.device import usable_cores
-from lfm2_mm.step_ir import CONTROL, OPERATIONS, Shape
+from lfm2_mm.step_ir import CONTROL, OPERATIONS, Shape, Table
 from lfm2_mm.vector_ir import LANES
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ class Counter:
 class Operation:
     """One operation of a program. Its fields may change between runs."""
 
-    def __init__(self, name: str, fields: dict[str, int]) -> None:
-        names = OPERATIONS[name].fields
+    def __init__(self, name: str, fields: dict[str, int], table: Table = OPERATIONS) -> None:
+        names = table[name].fields
         if set(names) != set(fields):
             raise ValueError(f"{name} takes {', '.join(names)}; given were {', '.join(fields)}")
         self._places = {field: 2 + i for i, field in enumerate(names)}
         self.record = np.zeros(2 + len(names), np.int64)
-        self.record[:2] = step_ir.kind(name), OPERATIONS[name].shared
+        self.record[:2] = table.kind(name), table[name].shared
         self.set(**fields)
 
     def set(self, **fields: int) -> None:
@@ -74,8 +74,8 @@ class Operation:
 class Program:
     """Operations in order, and the buffers between them."""
 
-    def __init__(self, shape: Shape = SIMPLE) -> None:
-        self.shape = shape
+    def __init__(self, shape: Shape = SIMPLE, table: Table = OPERATIONS) -> None:
+        self.shape, self.table = shape, table
         self.most_threads = usable_cores()
         self.position = Counter()  # of the row that a run computes
         self.lock = threading.Lock()  # to be held from filling the buffers to reading the result
@@ -88,6 +88,11 @@ class Program:
     def row(self, size: int, own: bool = False) -> Row:
         """A buffer of `size` numbers; own: one for each thread."""
         return self.keep(Row(size, self.most_threads if own else 1))
+
+    def counter(self) -> Counter:
+        """A number that operations read, to be set before `run`."""
+        made: Counter = self.keep(Counter())
+        return made
 
     def keep(self, thing: Any) -> Any:
         """Hold on to what operations point at."""
@@ -104,8 +109,8 @@ class Program:
         return kept.address
 
     def add(self, name: str, **fields: int) -> Operation:
-        """Any operation of step_ir."""
-        operation = Operation(name, fields)
+        """Any operation of the program's table."""
+        operation = Operation(name, fields, self.table)
         self._operations.append(operation)
         self._rounded = None
         return operation
@@ -161,7 +166,7 @@ class Program:
         start = (self._table.ctypes.data, len(self._table), team_size, threads, give_way(), 0)
         control = self._control
         control[: len(start)] = start
-        run_team(machine(self.shape).address("run"), int(control.ctypes.data), threads)
+        run_team(machine(self.shape, self.table).address("run"), int(control.ctypes.data), threads)
 
 
 class RowProduct:
@@ -185,8 +190,8 @@ class RowProduct:
 
 
 @functools.cache
-def machine(shape: Shape) -> Machine:
-    return Machine(step_ir.module(shape))
+def machine(shape: Shape, table: Table = OPERATIONS) -> Machine:
+    return Machine(step_ir.module(shape, table))
 
 
 def float_bits(value: float) -> int:

@@ -85,23 +85,31 @@ class Operation(NamedTuple):
     shared: bool  # the team does it together, and waits until it is done
 
 
-OPERATIONS: dict[str, Operation] = {}
+class Table(dict[str, Operation]):
+    """The operations that are compiled together, by name; each table is a key of its own."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def operation(
+        self, fields: str, shared: bool = True, name: str | None = None
+    ) -> Callable[[Callable[[Share], None]], Callable[[Share], None]]:
+        """Register an operation under its name, with its fields in order."""
+
+        def register(body: Callable[[Share], None]) -> Callable[[Share], None]:
+            self[name or body.__name__] = Operation(fields.split(), body, shared)
+            return body
+
+        return register
+
+    def kind(self, name: str) -> int:
+        return list(self).index(name)
 
 
-def operation(
-    fields: str, shared: bool = True
-) -> Callable[[Callable[[Share], None]], Callable[[Share], None]]:
-    """Register an operation under its name, with its fields in order."""
-
-    def register(body: Callable[[Share], None]) -> Callable[[Share], None]:
-        OPERATIONS[body.__name__] = Operation(fields.split(), body, shared)
-        return body
-
-    return register
-
-
-def kind(name: str) -> int:
-    return list(OPERATIONS).index(name)
+OPERATIONS = Table()
+operation = OPERATIONS.operation
 
 
 # Rows
@@ -390,11 +398,11 @@ CONTROL = ("program", "count", "team_size", "threads", "yields", "ticket", *["_"
            "arrived", *["_"] * 15, "turn", *["_"] * 15)  # fmt: skip  # a cache line each
 
 
-def module(shape: Shape) -> str:
-    """All operations, and `run`, which a team's threads call with the control numbers."""
+def module(shape: Shape, table: Table = OPERATIONS) -> str:
+    """All operations of a table, and `run`, which a team calls with the control numbers."""
     whole = ir.Module("step")
     bodies = []
-    for name, operation in OPERATIONS.items():
+    for name, operation in table.items():
         f = Function(whole, name, ("op", "thread", "threads"))
         f.ir.linkage = "internal"
         operation.body(Share(f, shape, operation.fields))
