@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from apps.screen import open_screen, plain
+from apps.screen import Screen, open_screen, plain
 from lfm2_mm.errors import LfmError
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # wrong usage is argparse's own 2
@@ -28,14 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     try:
         args = parser().parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
-        return _run(args)
-    except SystemExit as stop:  # a verb refused a combination of flags
+        screen = open_screen(args.json)
+        return _run(args, screen)
+    except SystemExit as stop:  # wrong usage, --help, or a verb refused a combination of flags
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what was finished is kept\n")
+        open_screen(False).say("interrupted; what was finished is kept")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader left (`| head`): nothing to tell, and nowhere to flush to at exit.
@@ -43,15 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:  # noqa: BLE001  (told in one line; --debug shows all of it)
-        if args.debug:
-            traceback.print_exc()
-        else:
-            sys.stderr.write(f"lfm2-mm {args.verb}: {told(error)}\n")
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        screen.say(trace if args.debug else f"lfm2-mm {args.verb}: {told(error)}")
         return FAILED
 
 
-def _run(args: argparse.Namespace) -> int:
-    screen = open_screen(args.json)
+def _run(args: argparse.Namespace, screen: Screen) -> int:
     module, function = args.run.split(":")
     # Under --json a library that prints must not spoil the document.
     quiet = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()

@@ -6,12 +6,13 @@ Knows streams and terminals; knows no verb.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 BETWEEN_LINES_S = 5.0  # progress lines when no terminal is there to draw a bar on
 
@@ -38,9 +39,12 @@ class Screen:
         self.out.flush()
 
     def say(self, text: str) -> None:
-        """A remark beside the result."""
-        self.err.write(f"{text}\n")
-        self.err.flush()
+        """A remark beside the result; where nobody can read it any more the work goes on."""
+        try:
+            self.err.write(f"{text}\n")
+            self.err.flush()
+        except OSError:  # its reader left, or the disk of a log is full
+            self.err = open_nothing("w")
 
     def mark(self, text: str, *, strong: bool = True) -> str:
         """`text` made to stand out, where the terminal can."""
@@ -57,7 +61,7 @@ class Screen:
             with _bar(self.err, unit) as tell:
                 yield tell
         else:
-            yield _Lines(self.err, unit).tell
+            yield _Lines(self.say, unit).tell
 
 
 @contextmanager
@@ -79,8 +83,8 @@ def _bar(stream: TextIO, unit: str) -> Iterator[Callable[[int, int, str], None]]
 class _Lines:
     """Progress as lines, a few seconds apart: for logs and pipes."""
 
-    def __init__(self, stream: TextIO, unit: str) -> None:
-        self.stream = stream
+    def __init__(self, say: Callable[[str], None], unit: str) -> None:
+        self.say = say
         self.unit = unit
         self.started = self.told = time.monotonic()
 
@@ -94,8 +98,7 @@ class _Lines:
         tells = total and 100 * done >= total  # before that the rate is a guess
         left = f", {duration((total - done) / rate)} left" if tells else ""
         of = f" of {total:,}" if total else ""
-        self.stream.write(f"{done:,}{of} {self.unit}, {rate:,.1f}/s{left}: {plain(what)}\n")
-        self.stream.flush()
+        self.say(f"{done:,}{of} {self.unit}, {rate:,.1f}/s{left}: {plain(what)}")
 
 
 def plain(text: str) -> str:
@@ -133,8 +136,16 @@ def _is_number(cell: str) -> bool:
     return cell in ("", "-") or cell.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()
 
 
+def open_nothing(mode: str) -> TextIO:
+    """A stream in which nothing is, or that forgets what is written."""
+    return cast("TextIO", open(os.devnull, mode, encoding="utf-8"))
+
+
 def open_screen(as_json: bool) -> Screen:
     """The process's own streams; what the terminal cannot show is escaped, never an error."""
+    for name in ("stdin", "stdout", "stderr"):  # None where the process was started without it
+        if getattr(sys, name) is None:
+            setattr(sys, name, open_nothing("r" if name == "stdin" else "w"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -67,6 +67,8 @@ def encode_segment(
     the disk is full.
     """
     root = Path(into).expanduser()
+    if root.exists() and not root.is_dir():
+        raise BadInput(f"{root} is a file: name a folder for the segments")
     roots = [files] if isinstance(files, (str, os.PathLike)) else list(files)
     found = look(roots, root)
     if not found:
@@ -212,7 +214,7 @@ def _opened(folder: Path) -> Iterator[tuple[Manifest, Catalog]]:
         )
     manifest = storage.load(folder)
     seal.require_same(folder)
-    with contextlib.closing(Catalog(folder)) as catalog, catalog.transaction():
+    with contextlib.closing(Catalog(folder, reads=True)) as catalog, catalog.transaction():
         if not catalog.purged() <= manifest.generation <= catalog.last():
             raise IndexBusy(f"{folder} is being written to: attach it when that is done")
         yield manifest, catalog

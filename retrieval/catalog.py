@@ -20,6 +20,7 @@ import numpy as np
 
 from lfm2_mm.errors import IndexBusy, IndexDamaged, LfmError
 from retrieval import filters, lexical, schema, seal
+from retrieval.files import as_typed
 from retrieval.rows import (
     Known,
     NewChunk,
@@ -49,28 +50,58 @@ DOCUMENT = "id, source, kind, title, sha256, chunks, tokens, came"
 class Catalog:
     """One connection. A reader begins a snapshot before it reads, a writer commits by itself."""
 
-    def __init__(self, folder: Path, *, create: bool = False, name: str = CATALOG) -> None:
+    def __init__(
+        self, folder: Path, *, create: bool = False, name: str = CATALOG, reads: bool = False
+    ) -> None:
+        """reads: nothing will be written, so that a full disk is no obstacle."""
         path = folder / name
+        self._folder, self._path = folder, path
         if create and not path.exists():
-            schema.create(path)
+            with self._sound():
+                schema.create(path)
         if not path.exists():
             raise IndexDamaged(
                 f"{path} is missing: `lfm2-mm repair --index {folder}` mends what can be mended"
             )
         # WAL needs to write beside the file even to read it; on a read-only folder nobody writes.
-        mode = "mode=rw" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
-        self._folder, self._path = folder, path
-        self.writable = "rw" in mode
+        self.writable = os.access(folder, os.W_OK)
+        self._crowded = False
         with self._sound():
-            self._connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?{mode}",
-                uri=True,
-                isolation_level=None,
-                check_same_thread=False,
-                timeout=BUSY_S,
-            )
+            try:
+                self._connection = self._connect()
+            except sqlite3.OperationalError as error:
+                # No room for what WAL needs beside the file, which is whole without a journal.
+                if not (reads and _disk_is_full(error)) or self._journal():
+                    raise
+                self.writable, self._crowded = False, True
+                self._connection = self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        mode = "mode=rw" if self.writable else "mode=ro&immutable=1"
+        connection = sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?{mode}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=BUSY_S,
+        )
+        try:
             # The manifest may only name what is durable; FULL makes a commit so.
-            self._connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA schema_version")  # reads: what is in the way is told here
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _journal(self) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return Path(f"{self._path}-wal").stat().st_size
+        return 0
+
+    def overtaken(self) -> bool:
+        """Was this opened on a full disk, and changed since? Then it is to be opened anew."""
+        return self._crowded and self._journal() > 0
 
     def close(self) -> None:
         self._connection.close()
@@ -220,13 +251,15 @@ class Catalog:
     def sources(self, now: int, pattern: str | None = None) -> list[Source]:
         """The documents, by source. pattern: a source or its last part; where that is none of them,
         a glob on either."""
-        same, alike = "source = :p OR name = :p", "source GLOB :p OR name GLOB :p"
+        same = "source IN (:p, :q) OR name IN (:p, :q)"
+        alike = "source GLOB :p OR name GLOB :p OR source GLOB :q OR name GLOB :q"
+        shown, called = as_typed(pattern or "")
         for condition in (same, alike) if pattern else ("TRUE",):
             query = (
                 "SELECT id, source, kind, title, chunks, tokens FROM documents "
                 f"WHERE {SEEN} AND ({condition}) ORDER BY source"
             )
-            if found := self._all(query, {"now": now, "p": pattern}):
+            if found := self._all(query, {"now": now, "p": shown, "q": called}):
                 return [Source(*(*row, self.meta(row[0]))) for row in found]
         return []
 
@@ -380,6 +413,8 @@ class Catalog:
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
                 raise IndexBusy(f"{self._folder} is being written to; try again") from error
+            if _disk_is_full(error):
+                raise self._full(error) from error
             yield Damage(CATALOG, str(error))
 
     def _unsound(self) -> Iterator[int]:
@@ -470,7 +505,21 @@ class Catalog:
             code = getattr(error, "sqlite_errorname", "")
             if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
                 raise self._damaged(str(error)) from error
+            if _disk_is_full(error):
+                raise self._full(error) from error
             raise LfmError(f"{self._path}: {error}; what was published stays") from error
+
+    def _full(self, error: sqlite3.Error) -> LfmError:
+        return LfmError(
+            f"cannot write to {self._folder}: {error}; what was published stays: free some space "
+            "and run it again"
+        )
+
+
+def _disk_is_full(error: sqlite3.Error) -> bool:
+    """Also where the memory that processes share, a file, cannot be made."""
+    code = getattr(error, "sqlite_errorname", "")
+    return code == "SQLITE_FULL" or code.startswith("SQLITE_IOERR_SHM")
 
 
 def lost_manifest(folder: Path) -> bool:
@@ -478,7 +527,7 @@ def lost_manifest(folder: Path) -> bool:
     if not (folder / CATALOG).exists():
         return False
     try:
-        with contextlib.closing(Catalog(folder)) as catalog:
+        with contextlib.closing(Catalog(folder, reads=True)) as catalog:
             return catalog.purged() > 0
     except IndexDamaged:
         return True  # it was whole when it appeared, so somebody harmed both

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lfm2_mm.errors import IndexDamaged, LfmError
+from lfm2_mm.errors import IndexDamaged
 from retrieval import seal, storage
 from retrieval.catalog import Catalog, lost_manifest
 from retrieval.segments import Segment, verify
@@ -20,7 +20,8 @@ ATTEMPTS = 5
 def check(folder: Path) -> list[Damage]:
     """All that is damaged. A state that a writer replaces meanwhile is looked at again.
 
-    Raises IndexMissing where there is no index, IndexMismatch for one of a newer version.
+    Raises IndexMissing where there is no index, IndexMismatch for one of a newer version, LfmError
+    where the disk is too full to look.
     """
     storage.require(folder, create=False)
     for _ in range(ATTEMPTS):
@@ -43,8 +44,8 @@ def _damages(folder: Path, manifest: Manifest) -> Iterator[Damage]:
     if different := seal.compare(folder):
         yield different
     try:
-        catalog = Catalog(folder)
-    except LfmError as error:
+        catalog = Catalog(folder, reads=True)
+    except IndexDamaged as error:
         yield Damage(CATALOG, str(error))
         return
     try:

@@ -13,6 +13,7 @@ from lfm2_mm.errors import BadInput
 
 IGNORED = frozenset({"node_modules", "__pycache__", "__MACOSX"})
 MARKS = ("pyvenv.cfg", "CACHEDIR.TAG")  # a folder with one of these is an environment or a cache
+INDEX = frozenset({"manifest.json", "catalog.sqlite"})  # with both of these it is an index
 
 
 def find_files(
@@ -20,8 +21,8 @@ def find_files(
 ) -> Iterator[Path]:
     """Absolute paths of the files in `paths`, each once, folders walked in the order of names.
 
-    A file that is named is always taken. In folders, hidden files and folders, IGNORED ones and
-    those in `ignore` (an index, say) are passed over, and links to folders are not followed; such a
+    A file that is named is always taken. In folders, hidden files and folders, IGNORED ones,
+    indexes and those in `ignore` are passed over, and links to folders are not followed; such a
     link, and a folder that cannot be listed, are yielded themselves so that `read` tells why, as
     is a path that must not be looked at. Raises BadInput for a path that does not exist, before
     anything is yielded.
@@ -46,7 +47,8 @@ def exists(path: str | os.PathLike[str]) -> bool:
         return True  # perhaps: reading it will tell
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise BadInput(f"cannot take {printable(Path(path).as_posix())}: {why}") from None
+        name = printable(Path(path).as_posix()) if os.fspath(path) else "an empty name"
+        raise BadInput(f"cannot take {name}: {why}") from None
     return True
 
 
@@ -85,9 +87,10 @@ def walk(root: str, seen: set[str]) -> Iterator[Path]:
 
 
 def children(folder: str, *, named: bool) -> list[str]:
-    """What of a folder is to be looked at, sorted; of a cache or environment only where `named`."""
+    """What of a folder is to be looked at, sorted; of a cache or an index only where `named`."""
     names = os.listdir(folder)
-    if not named and not set(names).isdisjoint(MARKS):
+    held = set(names)
+    if not named and (not held.isdisjoint(MARKS) or held >= INDEX):
         return []
     kept = [name for name in names if not name.startswith(".") and name not in IGNORED]
     return [os.path.join(folder, name) for name in sorted(kept)]
@@ -135,6 +138,16 @@ def printable(name: str) -> str:
     return ESCAPED.sub(
         lambda found: "".join(f"\\x{byte:02x}" for byte in os.fsencode(found.group())), name
     )
+
+
+def as_typed(pattern: str) -> tuple[str, str]:
+    """A name or pattern in the two ways it may be meant: as a source is shown, its \\xNN included,
+    and as the file is called.
+
+    >>> as_typed("a\\x0ab"), as_typed("a\\nb")
+    (('a\\\\x0ab', 'a\\\\x5cx0ab'), ('a\\\\x0ab', 'a\\\\x0ab'))
+    """
+    return "\\".join(map(printable, pattern.split("\\"))), printable(pattern)
 
 
 def path_of(source: str) -> Path:

@@ -12,12 +12,16 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from lfm2_mm.errors import BadInput
+from retrieval.files import as_typed
 
 Where = Mapping[str, str] | Iterable[tuple[str, str]]
 
 BUILT_IN = ("source", "type", "title", "page", "date")
 SIGNS = (">=", "<=", ">", "<", "=")
-SOURCE = "(d.source GLOB :{0} OR d.name GLOB :{0})"
+SOURCE = (  # a name may hold what a glob means otherwise
+    "(d.source IN (:{0}, :{0}_called) OR d.name IN (:{0}, :{0}_called) OR d.source GLOB :{0} OR "
+    "d.name GLOB :{0} OR d.source GLOB :{0}_called OR d.name GLOB :{0}_called)"
+)
 TYPE = "(d.kind = :{0} OR substr(lower(d.name), -length(:{0}) - 1) = '.' || :{0})"
 # As numbers where both sides are, else as text.
 META = (
@@ -49,6 +53,11 @@ def condition(text: str) -> tuple[str, str] | None:
     return key.strip() + ("" if sign == "=" else sign), value
 
 
+def is_text(value: str) -> bool:
+    """Can it be stored? Bytes of the command line that are not UTF-8 arrive as lone surrogates."""
+    return not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def parsed(key: str) -> tuple[str, str]:
     """A key and its sign; without one it is "=".
 
@@ -75,6 +84,8 @@ def conditions(
         slot = f"w{number}"
         if key in ("source", "type", "title") and sign != "=":
             raise BadInput(f"{key!r} is filtered by {key}=PATTERN, not by {sign!r}")
+        if key != "source" and not is_text(value):
+            raise BadInput(f"{key}{sign}{value!r} is not UTF-8, and no document has such a value")
         condition, bound = _condition(key, sign, value, slot, own)
         found.append(condition)
         values |= bound
@@ -86,9 +97,10 @@ def _condition(
 ) -> tuple[str, dict[str, Any]]:
     match key:
         case "source":
-            return SOURCE.format(slot), {slot: value}
+            shown, called = as_typed(value)
+            return SOURCE.format(slot), {slot: shown, f"{slot}_called": called}
         case "type":
-            return TYPE.format(slot), {slot: value.lower()}
+            return TYPE.format(slot), {slot: value.lower().removeprefix(".")}
         case "title":
             return f"d.title GLOB :{slot}", {slot: value}
         case "page":

@@ -164,6 +164,8 @@ class Index:
     def delete(self, pattern: str) -> Report:
         """Delete the documents of this source or file name, or where there is none, of a glob
         (`*.pdf`) on either."""
+        if not pattern:
+            raise BadInput("an empty source names no document: give one, or '*' for all")
         with self._run({}, None) as (run, reported):
             writer = run.writer
             found = writer.catalog.sources(writer.now, pattern) or self._at(writer, pattern)
@@ -199,9 +201,10 @@ class Index:
         damaged is read again from its file; where there is none it is gone, and the report says so.
         """
         from retrieval.repair import repair, restore
+        from retrieval.writer import disk_told
 
         self.close()
-        with storage.writing(self.folder):
+        with disk_told(self.folder), storage.writing(self.folder):
             damaged = self.check()
             work = repair(self.folder, damaged) if damaged else None
         with self._run({}, progress) as (run, reported):
@@ -463,6 +466,8 @@ def checked_meta(meta: Mapping[str, str]) -> dict[str, str]:
                 f"{key!r} cannot be a metadata key; these are taken: {', '.join(filters.BUILT_IN)},"
                 " and no key holds <, > or ="
             )
+        if not filters.is_text(f"{key}{meta[key]}"):
+            raise BadInput(f"metadata {key!r}={meta[key]!r} is not UTF-8, which it must be")
     return {str(key): str(value) for key, value in meta.items()}
 
 

@@ -44,6 +44,9 @@ class Reader:
                 if not view.manifest.generation:
                     yield view
                     return
+                if self._catalog and self._catalog.overtaken():
+                    self._catalog.close()
+                    self._catalog = None
                 catalog = self.catalog()
                 with catalog.transaction():
                     if catalog.purged() <= view.manifest.generation <= catalog.last():
@@ -81,7 +84,7 @@ class Reader:
             self._catalog = None
         if self._catalog is None:
             seal.require_same(self.folder)
-            self._catalog, self._place = Catalog(self.folder), place
+            self._catalog, self._place = Catalog(self.folder, reads=True), place
         return self._catalog
 
     def damaged(self, what: str) -> IndexDamaged:

@@ -88,7 +88,7 @@ def writing(
     Raises IndexBusy where another one is, LfmError where the disk is full.
     """
     storage.require(folder, create=True)
-    with _disk_told(folder), storage.writing(folder):
+    with disk_told(folder), storage.writing(folder):
         writer = Writer(folder, encoder, keeping)
         try:
             yield writer
@@ -331,7 +331,8 @@ def _successor(old: Manifest, new: Sequence[NewDocument], gone: Sequence[Known])
 
 
 @contextlib.contextmanager
-def _disk_told(folder: Path) -> Iterator[None]:
+def disk_told(folder: Path) -> Iterator[None]:
+    """Turns errors of the disk into LfmError that says what is left."""
     try:
         yield
     except OSError as error:

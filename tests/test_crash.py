@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,8 @@ def test_killed_at_random_moments_it_is_sound_and_goes_on() -> None:
     assert sum(job["killed"] for job in told.values()) == KILLS
 
 
-def test_a_full_disk_is_told_and_what_was_published_stays(tmp_path: Path) -> None:
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of two megabytes where that can be mounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -49,21 +51,51 @@ def test_a_full_disk_is_told_and_what_was_published_stays(tmp_path: Path) -> Non
         pytest.skip("no `mount` here: no disk that can be filled")
     if done.returncode:
         pytest.skip(f"no small file system here: {done.stderr.strip()}")
-    try:
-        with opened(disk / "index") as index:
-            index.add_texts([("first", "quick fox", "")])
-            texts = [(f"d{n}", f"word{n} " * 200, "") for n in range(5000)]
-            with pytest.raises(LfmError, match=r"full|No space"):
-                index.add_texts(texts)
-            assert index.check() == []
-            assert index.search("quick fox", 1)[0].source == "first"
-        (disk / "index" / "segments").stat()
-        with opened(disk / "index") as index:  # there is room again: what is left behind goes
-            index.add_texts(texts[:3])
-            assert index.check() == []
-            assert index.info().documents >= 4
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_told_and_what_was_published_stays(disk: Path) -> None:
+    with opened(disk / "index") as index:
+        index.add_texts([("first", "quick fox", "")])
+        texts = [(f"d{n}", f"word{n} " * 200, "") for n in range(5000)]
+        with pytest.raises(LfmError, match=r"full|No space"):
+            index.add_texts(texts)
+        assert index.check() == []
+        assert index.search("quick fox", 1)[0].source == "first"
+    (disk / "index" / "segments").stat()
+    with opened(disk / "index") as index:  # there is room again: what is left behind goes
+        index.add_texts(texts[:3])
+        assert index.check() == []
+        assert index.info().documents >= 4
+
+
+def test_on_a_disk_without_a_byte_left_searches_go_on(disk: Path) -> None:
+    """SQLite needs a file for memory that processes share; without room it must do without."""
+    with opened(disk / "index") as index:
+        texts = [("first", "quick fox", ""), ("second", "slow panda", "")]
+        index.add_texts(texts, meta={"team": "zoo"})
+    truth = answers(disk / "index")
+    room = disk / "room"
+    with contextlib.suppress(OSError), room.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    with opened(disk / "index") as index:
+        assert index.check() == []
+        assert index.search("quick fox", 1)[0].source == "first"
+        for change in (lambda: index.delete("first"), index.compact, index.repair):
+            with pytest.raises(LfmError, match=r"full|No space|disk I/O.*free some space"):
+                change()
+        with pytest.raises(LfmError, match=r"full|No space"):
+            retrieval.open(disk / "new", model=WordsEncoder(), create=True).add_texts(
+                [("a", "b", "")]
+            )
+        assert answers(disk / "index") == truth
+        room.unlink()  # the reader that was opened without that file sees what a writer does now
+        with opened(disk / "index") as other:
+            other.delete("first")
+            assert index.search("quick fox")[0].source == "second"
+        assert index.check() == []
 
 
 LIMITED = """

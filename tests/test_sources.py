@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lfm2_mm.errors import BadInput
 from retrieval.files import children as real_children
 from tests.indexes import opened, written
 
@@ -34,6 +35,64 @@ def test_hostile_names_are_kept_found_and_deleted(tmp_path: Path) -> None:
         for source in sources:
             assert index.delete(source).removed == 1
         assert index.check() == []
+
+
+def test_a_name_is_taken_as_it_is_typed_or_as_it_is_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    names = [b"line\nbreak.txt", b"caf\xe9.txt", b"a*b[c].txt", b"back\\x41.txt"]
+    for name in names:
+        try:
+            Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text("a zebra")
+        except OSError:
+            pytest.skip(f"this file system takes no name such as {name!r}")
+    with opened(tmp_path / "index") as index:
+        index.update(folder)
+        for name in names:
+            typed = os.fsdecode(name)
+            (hit,) = index.search("zebra", where={"source": typed})
+            for pattern in (hit.source, hit.source.rpartition("/")[2]):
+                found = {h.source for h in index.search("zebra", where={"source": pattern})}
+                assert hit.source in found
+        for name in names:
+            assert index.delete(os.fsdecode(name)).removed == 1
+
+
+def test_what_is_not_utf8_is_no_metadata_and_no_filter(tmp_path: Path) -> None:
+    notes, odd = written(tmp_path / "notes"), "caf\udce9"  # as a command line brings it
+    with opened(tmp_path / "index") as index:
+        for meta in ({"team": odd}, {odd: "zoo"}):
+            with pytest.raises(BadInput, match="not UTF-8"):
+                index.update(notes, meta=meta)
+        index.update(notes, meta={"team": "zoo"})
+        for key in ("team", "title", "type"):
+            with pytest.raises(BadInput, match="not UTF-8"):
+                index.search("zebra", where={key: odd})
+
+
+def test_a_type_may_be_typed_as_a_suffix(tmp_path: Path) -> None:
+    with opened(tmp_path / "index") as index:
+        index.update(written(tmp_path / "notes"))
+        assert len(index.search("quick slow", where={"type": ".TXT"})) == 2
+
+
+def test_an_empty_name_deletes_nothing(tmp_path: Path) -> None:
+    with opened(tmp_path / "index") as index:
+        index.update(written(tmp_path / "notes"))
+        with pytest.raises(BadInput, match="empty source"):
+            index.delete("")
+        with pytest.raises(BadInput, match="an empty name"):
+            index.update("")
+        assert index.info().documents == 3
+
+
+def test_an_index_among_the_files_is_passed_over(tmp_path: Path) -> None:
+    notes = written(tmp_path / "notes")
+    with opened(notes / "deep" / "one.index") as other:
+        other.update(notes / "fox.txt")
+    with opened(tmp_path / "index") as index:
+        report = index.update(notes)
+        assert (report.added, report.skipped) == (3, ())
 
 
 def test_a_folder_that_may_not_be_read_stops_nothing_and_loses_nothing(
