@@ -76,6 +76,14 @@ class BackboneRun:
         return self.backbone.logits(hidden[:, -1])
 
 
+def read_speed() -> float:
+    """Bytes a second that torch's threads read from memory: the limit of what reads its weights."""
+    import torch
+
+    buffer = torch.ones(64 << 20)
+    return buffer.nbytes / min(timed(buffer.amax) for _ in range(5))
+
+
 def timed(call: Callable[[], object]) -> float:
     """Seconds of one call."""
     start = time.perf_counter()

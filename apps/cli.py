@@ -19,6 +19,7 @@ MODES = ("hybrid", "colbert", "lexical")
 CODECS = ("int8", "4bit", "2bit", "float16")
 PRESETS = ("reference", "fast", "balanced", "quality")
 SHAPES = ("LFM2-350M", "LFM2-700M", "LFM2-1.2B", "LFM2-2.6B", "LFM2-8B-A1B")
+SPEECH_SHAPES = ("LFM2.5-Audio-1.5B", "LFM2-Audio-1.5B")
 VISION_SHAPES = (
     "LFM2-VL-450M", "LFM2-VL-1.6B", "LFM2-VL-3B", "LFM2.5-VL-450M", "LFM2.5-VL-1.6B"
 )  # fmt: skip
@@ -355,11 +356,11 @@ def _about_measures(add: Add) -> None:
     evaluate.add_argument("--mode", choices=MODES, default="hybrid")
     evaluate.add_argument("--index", metavar="DIR", help="keep the index here for another run")
     bench = add("bench", "apps.verbs.measures:bench", "measure speed on this machine")
-    kinds = ("chat", "vision", "retrieval")
+    kinds = ("chat", "vision", "speech", "retrieval")
     bench.add_argument("what", nargs="?", choices=kinds, help="default: all of them")
     bench.add_argument(
-        "--shape", choices=SHAPES + VISION_SHAPES,
-        help="random weights of this shape (default: the smallest for chat, and for vision)",
+        "--shape", choices=SHAPES + VISION_SHAPES + SPEECH_SHAPES,
+        help="random weights of this shape (default: the first for chat, vision and speech)",
     )  # fmt: skip
     _model_flag(bench, "nano-colbert", "the encoder (retrieval)")
 

@@ -79,6 +79,7 @@ class CompiledMimi:
         self.codebooks, self.codebook_size = config.codebooks, config.codebook_size
         dim = config.width // config.heads
         wide = register_width() == 64
+        self.nbytes = 0  # of all weights that a frame reads
         self._program = Program(Shape(dim, 1, half=False, wide=wide), VOICE)
         self._tensors = tensors
         self._table, self._doubling = tensors.pop("table").numpy(), tensors.pop("doubling").numpy()
@@ -265,6 +266,7 @@ class CompiledMimi:
             self._program.floats(torch.zeros(outputs) if bias is None else bias),
             inputs, outputs, half,
         )  # fmt: skip
+        self.nbytes += laid.memory.nbytes
         blocks = weight.view(-1, LANES * laid.parts, inputs).transpose(1, 2)
         kind = np.int16 if half else np.float32
         values = blocks.bfloat16().view(torch.int16) if half else blocks

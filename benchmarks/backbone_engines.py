@@ -174,14 +174,13 @@ def gguf_path(setting: Setting, weights: str) -> Path:
 
 
 def bandwidth(threads: int) -> float:
-    """GB/s that `threads` read from memory: the fastest of five passes over 512 MiB."""
+    """GB/s that `threads` read from memory."""
     import torch
 
-    from apps.bench import timed
+    from apps.bench import read_speed
 
     torch.set_num_threads(threads)
-    buffer = torch.ones(128 << 20)
-    return buffer.nbytes / min(timed(buffer.amax) for _ in range(5)) / 1e9
+    return read_speed() / 1e9
 
 
 LLAMA = ("xllamacpp", "gguf")

@@ -19,19 +19,16 @@ from torch import Tensor, nn
 
 from audio.codec import Codec
 from audio.config import AudioConfig, EncoderConfig
-from audio.detokenizer import Detokenizer, DetokenizerConfig
 from audio.encoder import AudioEncoder, load_encoder, published_encoder
 from audio.mel import log_mel
-from audio.mimi import MimiConfig, MimiDecoder
+from audio.mimi import MimiConfig
 from audio.mimi_compiled import CompiledMimi, compilable
-from lfm2_mm.config import BackboneConfig
+from audio.shapes import random_codec, random_mimi
 from lfm2_mm.device import choose
-from lfm2_mm.loading import build
-from lfm2_mm.shapes import find_shape, random_tensors
+from lfm2_mm.shapes import find_shape
 
 SECONDS = 4
 FRAMES = SECONDS * 25 // 2
-KINDS = ("conv", "conv", *("full_attention", "conv") * 3)
 
 
 def ears() -> dict[str, Callable[[], object]]:
@@ -71,9 +68,11 @@ def voices() -> dict[str, Callable[[], object]]:
     codes = torch.randint(0, 2048, (8, FRAMES), generator=torch.Generator().manual_seed(0))
     theirs = MimiModel(TheirConfig()).eval()
     return {
-        "Mimi by torch, a frame": Stream(mimi(), codes),
+        "Mimi by torch, a frame": Stream(random_mimi(MimiConfig()), codes),
         **{f"Mimi compiled, weights in {n}, a frame": Stream(c, codes) for n, c in compiled()},
-        "detokenizer in the dtype chosen, a frame": Stream(detokenizer(), codes),
+        "detokenizer in the dtype chosen, a frame": Stream(
+            random_codec("detokenizer", choose("cpu")), codes
+        ),
         "transformers' Mimi, whole, a frame": lambda: theirs.decode(codes[None]),
     }
 
@@ -92,33 +91,19 @@ class Stream:
         _, self.state = self.codec.decode(self.codes[:, self.place, None], self.state)
 
 
-def mimi() -> MimiDecoder:
-    decoder = MimiDecoder(MimiConfig()).eval().requires_grad_(False)
-    for parameter in decoder.parameters():
-        if parameter.dim() > 1:
-            parameter.normal_(0.0, parameter.shape[-1] ** -0.5)
-        else:
-            parameter.fill_(0.01)
-    return decoder
-
-
 def compiled() -> Iterator[tuple[str, Codec]]:
     if compilable(MimiConfig()):
         for name, half in (("fp32", False), ("bf16", True)):
-            yield name, CompiledMimi(MimiConfig(), dict(mimi().state_dict()), half=half)
+            yield name, _compiled(half)
 
 
-def detokenizer() -> Detokenizer:
-    shape = BackboneConfig(1, 512, KINDS, 16, 8, 2304, head_dim=32)
-    config = DetokenizerConfig(shape)
-    tensors = {
-        "emb.emb.weight": 0.02 * torch.randn(8 * 2048, 512),
-        "lin.weight": 0.02 * torch.randn(1282, 512),
-        "lin.bias": torch.zeros(1282),
-        "istft.window": torch.hann_window(1280),
-    }
-    backbone = build(shape, random_tensors(shape), choose("cpu"), head=False)
-    return Detokenizer(config, backbone, tensors)
+def _detokenizer() -> Codec:
+    return random_codec("detokenizer", choose("cpu"))
+
+
+def _compiled(half: bool) -> CompiledMimi:
+    weights = random_mimi(MimiConfig()).state_dict()
+    return CompiledMimi(MimiConfig(), dict(weights), half=half)
 
 
 @torch.inference_mode()

@@ -57,6 +57,12 @@ class PackedLinear(nn.Module):
         """Whether our own product of one row can read these weights, here."""
         return register_width() is not None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights as they are packed."""
+        memory = self.packed.memory
+        return self.outputs * self.inputs if memory is None else memory.nbytes
+
     def product(self, codes: Tensor) -> Tensor:
         """codes (n, inputs) uint8 around ZERO -> (n, outputs) before rows' steps and bias."""
         raise NotImplementedError

@@ -21,6 +21,7 @@ from audio.mimi import AT_ONCE, MimiConfig, MimiDecoder
 from audio.mimi_compiled import CompiledMimi
 from audio.mimi_encoder import MimiEncoder
 from audio.mimi_files import open_mimi
+from audio.shapes import random_mimi
 from lfm2_mm import program as programs
 from lfm2_mm.compiled import register_width
 from lfm2_mm.device import Choice
@@ -205,17 +206,6 @@ class TestCompiled:
             pytest.skip("the processor has no byte product")
         kinds = {w: open_mimi(wide_path, Choice("cpu", w, 1, ""), WIDE) for w in ("fp32", "int4")}
         assert not kinds["fp32"].half and kinds["int4"].half
-
-
-def random_mimi(config: MimiConfig) -> MimiDecoder:
-    torch.manual_seed(0)
-    decoder = MimiDecoder(config).eval().requires_grad_(False)
-    for name, parameter in decoder.named_parameters():
-        if parameter.dim() > 1:
-            parameter.normal_(0.0, parameter.shape[-1] ** -0.5)
-        else:
-            parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.1)
-    return decoder
 
 
 def test_both_spellings_of_the_file(mimi: MimiDecoder, tmp_path: Path) -> None:

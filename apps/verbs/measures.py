@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
-from apps.cli import SHAPES, VISION_SHAPES
+from apps.cli import SHAPES, SPEECH_SHAPES, VISION_SHAPES
 from apps.screen import Screen, table
 
 
@@ -43,6 +43,7 @@ def bench(args: Namespace, screen: Screen) -> None:
 def _rows(args: Namespace) -> Iterator[dict[str, Any]]:
     from apps.bench import bench_chat
     from apps.bench_retrieval import bench_retrieval
+    from apps.bench_speech import bench_speech
     from apps.bench_vision import bench_vision
 
     how = {"device": args.device, "dtype": args.dtype}
@@ -50,6 +51,8 @@ def _rows(args: Namespace) -> Iterator[dict[str, Any]]:
         yield from bench_chat(shape_for(args, SHAPES), **how)
     if args.what in ("vision", None):
         yield from bench_vision(shape_for(args, VISION_SHAPES), **how)
+    if args.what in ("speech", None):
+        yield from bench_speech(shape_for(args, SPEECH_SHAPES), **how)
     if args.what in ("retrieval", None):
         yield from bench_retrieval(
             args.model, device=args.device, dtype=args.dtype, offline=args.offline
