@@ -7,25 +7,34 @@ from collections.abc import Sequence
 
 import numpy as np
 from nano_audio_clips import RATE, Clip
+from scipy.fft import irfft, next_fast_len, rfft
+from scipy.signal import fftconvolve
 
 
 def augment(
     clip: Clip, draw: random.Random, noises: Sequence[Clip], rooms: Sequence[np.ndarray]
-) -> tuple[np.ndarray, float]:
-    """Samples (n,) float32 with a little silence around them; and how much slower they became."""
+) -> tuple[np.ndarray, float, float]:
+    """Samples (n,) float32 with silence around them; how much slower they became, and how many
+    seconds later they begin."""
     slower = draw.uniform(0.88, 1.14) if draw.random() < 0.8 else 1.0
     samples = stretched(clip.samples, slower)
     if draw.random() < 0.3:
-        samples = np.convolve(samples, draw.choice(rooms))[: len(samples)].astype(np.float32)
+        samples = fftconvolve(samples, draw.choice(rooms))[: len(samples)]
     if draw.random() < 0.25:
         samples = band_limited(samples, draw.uniform(2500, 4000))
     if draw.random() < 0.3:
         samples = tilted(samples, draw.uniform(-0.5, 0.5))
-    samples = np.pad(samples, (0, round(RATE * draw.uniform(0.05, 0.3))))
+    lead, tail = quiet(draw), quiet(draw)
+    samples = np.pad(samples, (lead, tail))
     if draw.random() < 0.6:
         samples = with_noise(samples, draw.choice(noises).samples, draw.uniform(5, 30), draw)
     loudest = float(np.abs(samples).max()) + 1e-6
-    return samples * (draw.uniform(0.05, 0.9) / loudest), slower
+    return samples * (draw.uniform(0.05, 0.9) / loudest), slower, lead / RATE
+
+
+def quiet(draw: random.Random) -> int:
+    """Samples before or after the words: cut close, or as a listener that waits for pauses cuts."""
+    return round(RATE * draw.uniform(0.0, draw.choice((0.1, 0.3, 0.8))))
 
 
 def stretched(samples: np.ndarray, factor: float) -> np.ndarray:
@@ -35,9 +44,10 @@ def stretched(samples: np.ndarray, factor: float) -> np.ndarray:
 
 
 def band_limited(samples: np.ndarray, top: float) -> np.ndarray:
-    spectrum = np.fft.rfft(samples)
-    spectrum[int(top * len(samples) / RATE) :] = 0
-    return np.fft.irfft(spectrum, len(samples)).astype(np.float32)
+    size = next_fast_len(len(samples), real=True)
+    spectrum = rfft(samples, size)
+    spectrum[int(top * size / RATE) :] = 0
+    return irfft(spectrum, size)[: len(samples)]
 
 
 def tilted(samples: np.ndarray, amount: float) -> np.ndarray:

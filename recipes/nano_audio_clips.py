@@ -1,6 +1,7 @@
 """What nano-audio's ears are trained on: customers, synthetic and real, digits, everything else.
 
-A clip is samples at 16 kHz, with words and times of words where those are known. Barista's labels
+A clip is samples at 16 kHz, with words and times of words where those are known. Barista tells
+slots instead of words: `wordings` gives every sentence that has them.
 """
 
 from __future__ import annotations
@@ -13,24 +14,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nano_audio_language import DIGITS, KINDS, OPENINGS, TALK, VALUES
+from nano_audio_language import (
+    DIGITS,
+    KINDS,
+    OPENINGS,
+    SORRY,
+    TALK,
+    VALUES,
+    digits_reply,
+    order_reply,
+)
 
 RATE = 16_000
 UNKNOWN = "<unk>"
-HELD_CLUSTERS = frozenset({4, 13, 19, 22, 29, 33, 41, 47, 50, 53})  # of barista, for measuring only
+HELD_CLUSTERS = frozenset({4, 13, 19, 22, 29, 33, 47, 50})  # of barista, for measuring only
 HELD_SPEAKER = "nicolas"  # of the digits
 FRONT = ("size", "roast", "numberOfShots")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """`words` None: not known (see `slots`), or speech and noise that holds no known word."""
+    """`words` None: not known (see `slots`), or speech and noise that holds no known word.
+    `reply` is what the counter answers."""
 
     samples: np.ndarray  # (n,) float32
     words: tuple[str, ...] | None
     starts: tuple[float, ...] = ()  # s, of each word
     slots: Mapping[str, str] | None = None
     name: str = ""
+    reply: str = SORRY
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / RATE
 
 
 def vocabulary() -> list[str]:
@@ -71,7 +87,7 @@ class Synthetic:
         part = self._samples[row["start"] : row["start"] + row["length"]]
         samples = part.astype(np.float32) / 32768
         words = tuple(row["request"].split())
-        return Clip(samples, words, tuple(row["starts"]), row["slots"], row["voice"])
+        return Clip(samples, words, tuple(row["starts"]), row["slots"], row["voice"], row["reply"])
 
 
 def barista(data: Path) -> tuple[list[Clip], list[Clip]]:
@@ -79,7 +95,8 @@ def barista(data: Path) -> tuple[list[Clip], list[Clip]]:
     folder = data / "speech" / "barista"
     train, held = [], []
     for row in json.loads((folder / "labels.json").read_text()):
-        clip = Clip(read(folder / row["file"]), None, slots=row["slots"], name=row["file"])
+        slots, name = row["slots"], row["file"]
+        clip = Clip(read(folder / name), None, (), slots, name, order_reply(slots))
         (held if row["speaker_cluster"] in HELD_CLUSTERS else train).append(clip)
     return train, held
 
@@ -93,7 +110,8 @@ def digits(data: Path) -> tuple[list[Clip], list[Clip]]:
         for name, start, end in told["clips_name_start_end"]:
             scale = RATE / told["sample_rate"]
             samples = whole[round(start * scale) : round(end * scale)]
-            clip = Clip(samples, (DIGITS[int(name[0])],), (0.0,), name=name)
+            digit = DIGITS[int(name[0])]
+            clip = Clip(samples, (digit,), (0.0,), name=name, reply=digits_reply(digit))
             (held if path.stem == HELD_SPEAKER else train).append(clip)
     return train, held
 
@@ -110,30 +128,45 @@ def strung(clips: Sequence[Clip], draw: random.Random) -> Clip:
         words += clip.words or ()
         parts += [gap, clip.samples]
         at += len(gap) + len(clip.samples)
-    return Clip(np.concatenate(parts), tuple(words), tuple(starts), name=speaker)
+    reply = digits_reply(" ".join(words))
+    return Clip(np.concatenate(parts), tuple(words), tuple(starts), name=speaker, reply=reply)
 
 
 def names(data: Path) -> list[Clip]:
     """Real names called: "computer", "smart mirror", …"""
-    found = []
+    found, answer = [], TALK["name called"][1]
     for path in sorted((data / "speech" / "wakewords").glob("*.json")):
-        told, whole = json.loads(path.read_text()), None
+        told = json.loads(path.read_text())
         whole = read(path.with_suffix(".ogg"))
         for name, start, end in told["clips_name_start_end"]:
             words = tuple(path.stem.split("_"))
-            found.append(Clip(whole[start:end], words, name=f"{path.stem}/{name}"))
+            found.append(Clip(whole[start:end], words, name=f"{path.stem}/{name}", reply=answer))
     return found
 
 
 def strange(data: Path) -> tuple[list[Clip], list[Clip]]:
     """Reading aloud in which no word is known; and noises without any word."""
-    speech = data / "speech"
-    reading = [
-        Clip(read(p), None, name=p.name) for p in sorted((speech / "librispeech_6s").glob("*.ogg"))
-    ]
-    noise = [Clip(read(p), (), name=p.name) for p in sorted((speech / "esc10").glob("*/*.ogg"))]
-    noise.append(Clip(read(speech / "noise" / "kitchen_60s.ogg"), (), name="kitchen"))
+    reading, noise = _strange(data, held=False)
+    draw = np.random.default_rng(3)
+    made = [np.zeros(5 * RATE), draw.standard_normal(5 * RATE) * 0.1]
+    noise += [Clip(samples.astype(np.float32), (), name="made") for samples in made]
+    noise.append(Clip(read(data / "speech" / "noise" / "kitchen_60s.ogg"), (), name="kitchen"))
     return reading, noise
+
+
+def strange_held(data: Path) -> tuple[list[Clip], list[Clip]]:
+    """Every fifth of both, for measuring: other readers, other noises."""
+    return _strange(data, held=True)
+
+
+def _strange(data: Path, held: bool) -> tuple[list[Clip], list[Clip]]:
+    found = []
+    for pattern in ("librispeech_6s/*.ogg", "esc10/*/*.ogg"):
+        words = None if pattern.startswith("libri") else ()
+        paths = sorted((data / "speech").glob(pattern))
+        chosen = [p for n, p in enumerate(paths) if (n % 5 == 4) == held]
+        found.append([Clip(read(p), words, name=p.name) for p in chosen])
+    return found[0], found[1]
 
 
 def rooms(data: Path) -> list[np.ndarray]:

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from nano_audio_language import draw_reply, salad
 from nano_audio_units import BOOKS, CODES, PAUSES, Units
-from nano_audio_voice import FRAME, HOP, PARTS, SIZE, sound
+from nano_audio_voice import FRAME, HOP, PARTS, SIZE, joined, silence, sound
 from torch import Tensor, nn
 from transformers import Lfm2Config, Lfm2Model
 
 from lfm2_mm.train import Plan, Training
 
-HIDDEN, WINDOW, KINDS = 192, 30, "ccacca"
+HIDDEN, FEED_FORWARD, WINDOW, KINDS = 192, 384, 30, "ccacca"
 DELAY = (SIZE - HOP) // 2  # samples
 BINS = SIZE // 2 + 1
 CROP, LEAD, BATCH = 16, 3, 12  # frames; the first LEAD of a crop lack their past and are not judged
@@ -36,7 +36,7 @@ def settings() -> dict[str, object]:
         "architectures": ["Lfm25AudioTokenizer"], "model_type": "lfm2", "hidden_size": HIDDEN,
         "num_hidden_layers": len(KINDS), "layer_types": [kinds[k] for k in KINDS],
         "num_attention_heads": HIDDEN // 32, "num_key_value_heads": HIDDEN // 96,
-        "intermediate_size": 480, "block_ff_dim": 480, "block_auto_adjust_ff_dim": False,
+        "intermediate_size": FEED_FORWARD, "block_ff_dim": FEED_FORWARD, "block_auto_adjust_ff_dim": False,
         "sliding_window": WINDOW, "rope_theta": 1000000.0, "norm_eps": 1e-5, "conv_L_cache": 3,
         "conv_bias": False, "vocab_size": 1, "output_size": 2 * BINS, "tie_embedding": True,
         "codebooks": BOOKS, "codebook_size": CODES, "max_position_embeddings": 128000,
@@ -54,6 +54,7 @@ class Detokenizer(nn.Module):
         config._attn_implementation = "sdpa"
         self.emb = nn.Embedding(BOOKS * CODES, HIDDEN)
         self.lfm = Lfm2Model(config)
+        nn.init.zeros_(self.lfm.embed_tokens.weight.requires_grad_(False))  # published, never used
         self.lin = nn.Linear(HIDDEN, 2 * BINS)
         nn.init.normal_(self.emb.weight, std=1.0)
 
@@ -98,7 +99,27 @@ def spectra(samples: Tensor) -> Tensor:
     return torch.fft.rfft(samples.unfold(-1, SIZE, HOP) * torch.hann_window(SIZE), dim=-1)
 
 
-def draw_batch(units: Units, seed: int, step: int) -> tuple[Tensor, Tensor]:
+class Grains:
+    """The wave of every frame that any word has, to be laid side by side: `sound`, but faster."""
+
+    def __init__(self, units: Units) -> None:
+        rows = np.unique(np.concatenate(list(units.codes.values())), axis=0)
+        self.places = {tuple(row): n for n, row in enumerate(rows.tolist())}
+        frames = units.frames(rows)
+        gap = silence(1)
+        self.waves = np.stack(
+            [sound(joined([gap, frames[n : n + 1], gap])) for n in range(len(rows))]
+        )
+
+    def sound(self, codes: np.ndarray) -> np.ndarray:
+        """codes (n, 4) -> (n + 2) * 1920 samples: a frame before and one after, for what rings."""
+        out = np.zeros((len(codes) + 2) * FRAME, np.float32)
+        for n, row in enumerate(codes.tolist()):
+            out[n * FRAME : (n + 3) * FRAME] += self.waves[self.places[tuple(row)]]
+        return out
+
+
+def draw_batch(units: Units, grains: Grains, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """codes (12, 16, 4) and the wave they stand for, late by 480 samples, (12, 16 * 1920 + 960):
     480 samples before and after the crop are there, too."""
     draw = random.Random(f"{seed}/{step}")
@@ -107,15 +128,14 @@ def draw_batch(units: Units, seed: int, step: int) -> tuple[Tensor, Tensor]:
     for _ in range(BATCH):
         text = salad(draw, words) if draw.random() < 0.6 else draw_reply(draw)
         said = units.say(text)
-        while len(said) < CROP + 1:
+        while len(said) < CROP + 2:
             said = np.concatenate([said, units.say(salad(draw, words))])
         begin = draw.randrange(len(said) - CROP)
         lead = max(0, begin - 1)  # one frame before, for the sound that reaches over
-        made = sound(units.frames(said[lead : begin + CROP]))
-        late = np.concatenate([np.zeros(2 * DELAY, np.float32), made])
-        offset = (begin - lead) * FRAME
+        made = grains.sound(said[lead : begin + CROP])
+        first = (1 + begin - lead) * FRAME - 2 * DELAY
         codes.append(said[begin : begin + CROP])
-        waves.append(late[offset : offset + CROP * FRAME + 2 * DELAY])
+        waves.append(made[first : first + CROP * FRAME + 2 * DELAY])
     return torch.from_numpy(np.stack(codes)), torch.from_numpy(np.stack(waves))
 
 
@@ -140,14 +160,14 @@ def phase_match(log: Tensor, phase: Tensor, target: Tensor) -> float:
 def train(units: Units, folder: Path, steps: int, seed: int) -> Detokenizer:
     """Train, or go on, to `steps`; the state is kept in `folder` every 200."""
     torch.manual_seed(seed)
-    model = Detokenizer()
+    model, grains = Detokenizer(), Grains(units)
     training = Training(model, PLAN)
     state = folder / "detokenizer.safetensors"
     if state.exists():
         training.load(state)
     start, first = time.process_time(), training.step
     while training.step < steps:
-        codes, samples = draw_batch(units, seed, training.step)
+        codes, samples = draw_batch(units, grains, seed, training.step)
         with torch.autocast("cpu", torch.bfloat16):
             log, phase = model(codes)
         target = spectra(samples)

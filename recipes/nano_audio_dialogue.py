@@ -7,12 +7,13 @@ The words said last are therefore what sounds now, and there is no pointer to le
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from nano_audio_language import words_of
-from nano_audio_tokenizer import PAD
+from nano_audio_tokenizer import PAD, QUIET, UNKNOWN
 from nano_audio_units import BOOKS, CODES, Units
 from tokenizers import Tokenizer
 
@@ -20,7 +21,9 @@ TEXT, HEARD, SPOKEN = 1, 2, 3  # what a position holds, numbered as the publishe
 N_TEXT, N_AUDIO = 1, 2
 END = CODES  # the code that ends the audio
 INTERLEAVED, HEAR = "Respond with interleaved text and audio.", "Perform ASR."
-SPEAK = "Perform TTS. Use the US female voice."
+SPEAK = "Perform TTS."
+
+Imagined = tuple[int, int, float]  # two tokens, and how much the first counts
 
 
 @dataclass
@@ -30,6 +33,7 @@ class Positions:
     kinds: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)  # 0 where the position is no text
     frames: list[np.ndarray] = field(default_factory=list)  # of the SPOKEN positions, in order
+    imagined: list[Imagined] = field(default_factory=list)  # of HEARD positions without sound
     judged: list[float] = field(default_factory=list)
 
     def text(self, ids: Sequence[int], weight: float = 0.0) -> None:
@@ -41,6 +45,10 @@ class Positions:
         self.kinds += [HEARD] * count
         self.tokens += [0] * count
         self.judged += [0.0] * count
+
+    def imagine(self, heard: Sequence[Imagined]) -> None:
+        self.heard(len(heard))
+        self.imagined += heard
 
     def spoken(self, codes: np.ndarray, weight: float = 1.0) -> None:
         """codes (n, 4)"""
@@ -55,12 +63,44 @@ class Dialogue:
 
     def __init__(self, tokenizer: Tokenizer, units: Units) -> None:
         self.tokenizer, self.units = tokenizer, units
-        self.pad, self.text_end, self.im_end, self.audio_start = (
-            tokenizer.token_to_id(t) for t in (PAD, "<|text_end|>", "<|im_end|>", "<|audio_start|>")
+        self.pad, self.quiet, self.unknown, self.text_end, self.im_end, self.audio_start = (
+            tokenizer.token_to_id(t)
+            for t in (PAD, QUIET, UNKNOWN, "<|text_end|>", "<|im_end|>", "<|audio_start|>")
         )
 
     def ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def imagine(self, words: Sequence[int], draw: random.Random) -> list[Imagined]:
+        """What ears might make of words: a moment of each between moments of nothing."""
+        made: list[Imagined] = []
+
+        def silence(longest: int) -> None:
+            for _ in range(draw.randint(0, longest)):
+                made.append((self.quiet, draw.choice(words or (self.quiet,)), draw.uniform(0.8, 1)))
+
+        silence(8)
+        for word in words:
+            other = self.quiet if draw.random() < 0.7 else draw.randrange(self.tokenizer_size)
+            sure = draw.uniform(0.8, 1.0) if draw.random() < 0.85 else draw.uniform(0.5, 0.8)
+            made += [(word, other, sure)] * draw.choice((1, 1, 2))
+            silence(5)
+        silence(8)
+        return made or [(self.quiet, self.quiet, 1.0)]
+
+    @property
+    def tokenizer_size(self) -> int:
+        return int(self.tokenizer.get_vocab_size())
+
+    def written(self, made: Positions, words: Sequence[int]) -> None:
+        """A transcript; unknown words in a row are written as one."""
+        kept = [w for n, w in enumerate(words) if not (n and w == words[n - 1] == self.unknown)]
+        made.text([*kept, self.im_end], 1.0)
+
+    def next_turn(self, made: Positions) -> None:
+        """After a reply, whose last token ended the turn: the opening of the user's next one."""
+        made.text(self.ids("\n"))
+        made.text(self.ids("<|im_start|>user\n"))
 
     def opening(self, system: str) -> Positions:
         """Everything before the user's words, piece by piece as the chat state cuts it."""

@@ -32,20 +32,23 @@ from nano_audio_clips import (
     vocabulary,
     wordings,
 )
+from nano_audio_model import settings
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import ParakeetEncoder, ParakeetEncoderConfig
 
-from audio.config import EncoderConfig, MelConfig
+from audio.encoder import AudioEncoder
 from audio.mel import LogMel
 from lfm2_mm.train import Plan, Training
 
-ENCODER = EncoderConfig(layers=4, width=144, heads=4, feed_forward=576, channels=32)
-STEP = ENCODER.factor * 160 / 16_000  # s a position
+CONFIG = settings(1)  # what words the backbone knows is nothing to the ears
+ENCODER = CONFIG.encoder
+STEP = ENCODER.factor * CONFIG.mel.hop / CONFIG.mel.sample_rate  # s a position
 PLAN = Plan(rate=2e-3, warm_up=0.03, average=0.998)
-ORDERS = (16, 5, 2, 1)  # clips of a batch: synthetic, real orders, digits strung, names or strange
+SHARES = (13, 5, 4, 2)  # clips of a batch: synthetic, real orders, digits strung, the rest
+SORTED = 4  # steps whose clips are drawn together and dealt out by length
 FORCE = 0.2  # part of the run after which the wordings of real orders are chosen anew
 FIRST = 0.05
+DROPPED = 0.1  # of what the teachers see
 
 
 class Ears(nn.Module):
@@ -53,37 +56,24 @@ class Ears(nn.Module):
 
     def __init__(self, words: Sequence[str]) -> None:
         super().__init__()
-        self.encoder = ParakeetEncoder(parakeet(ENCODER))
+        self.conformer = AudioEncoder(CONFIG).conformer
+        for layer in self.conformer.pre_encode.conv:  # torch's own start lets sound fade out
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
         self.by_ctc = nn.Linear(ENCODER.width, len(words) + 1)  # the last is CTC's blank
         self.by_frame = nn.Linear(ENCODER.width, len(words) + 1)  # the last is silence
         self.words = {word: row for row, word in enumerate(words)}
         self.blank = len(words)
 
     def forward(self, mels: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """mels (b, t, 128), frames of each -> CTC and frame log-probabilities, their lengths."""
-        mask = torch.arange(mels.shape[1]) < lengths[:, None]
-        hidden = self.encoder(mels, attention_mask=mask).last_hidden_state.float()
-        return (
-            self.by_ctc(hidden).log_softmax(-1),
-            self.by_frame(hidden).log_softmax(-1),
-            (lengths + ENCODER.factor - 1) // ENCODER.factor,
-        )
+        """mels (b, t, 80), frames of each -> CTC and frame log-probabilities, their lengths."""
+        hidden, counts = self.conformer(mels, lengths)
+        hidden = F.dropout(hidden.float(), DROPPED, self.training)
+        return self.by_ctc(hidden).log_softmax(-1), self.by_frame(hidden).log_softmax(-1), counts
 
     def ids(self, words: Sequence[str]) -> list[int]:
         return [self.words.get(word, self.words[UNKNOWN]) for word in words]
-
-
-def parakeet(config: EncoderConfig) -> ParakeetEncoderConfig:
-    made = ParakeetEncoderConfig(
-        hidden_size=config.width, num_hidden_layers=config.layers,
-        num_attention_heads=config.heads, intermediate_size=config.feed_forward,
-        num_mel_bins=config.features, conv_kernel_size=config.kernel,
-        subsampling_factor=config.factor, subsampling_conv_channels=config.channels,
-        scale_input=False, attention_bias=True, convolution_bias=True, layerdrop=0.0,
-        dropout=0.05, dropout_positions=0.0, activation_dropout=0.05, attention_dropout=0.05,
-    )  # fmt: skip
-    made._attn_implementation = "sdpa"
-    return made
 
 
 class Sounds:
@@ -96,44 +86,66 @@ class Sounds:
         self.names = names(data)
         self.reading, self.noises = strange(data)
         self.rooms = rooms(data)
-        self.mel = LogMel(MelConfig())
+        self.mel = LogMel(CONFIG.mel)
         self.forced: list[tuple[str, ...] | None] = [None] * len(self.orders)
 
     def batch(self, step: int) -> Batch:
-        draw = random.Random(f"{self.seed}/{step}")
-        synthetic, real, strings, rest = ORDERS
-        clips = [self.synthetic[draw.randrange(len(self.synthetic))] for _ in range(synthetic)]
-        for _ in range(real):
-            place = draw.randrange(len(self.orders))
-            clips.append(replace(self.orders[place], words=self.forced[place]))
-        clips += [strung(self.digits, draw) for _ in range(strings)]
-        pools = (self.names, self.reading, self.noises)
-        clips += [draw.choice(draw.choice(pools)) for _ in range(rest)]
-        return self.made(clips, draw, noisy=True)
+        """Of four steps' clips those of one step's length: little is padded."""
+        draw = random.Random(f"{self.seed}/{step // SORTED}")
+        kinds = (self.request, self.order, self.digit, self.rest)
+        drawn = [
+            kind(draw)
+            for kind, count in zip(kinds, SHARES, strict=True)
+            for _ in range(SORTED * count)
+        ]
+        size, turn = sum(SHARES), step % SORTED
+        clips = sorted(drawn, key=lambda c: c.seconds)[turn * size : (turn + 1) * size]
+        return self.made(clips, random.Random(f"{self.seed}/{step}/noise"), noisy=True)
+
+    def request(self, draw: random.Random) -> Clip:
+        return self.synthetic[draw.randrange(len(self.synthetic))]
+
+    def order(self, draw: random.Random) -> Clip:
+        place = draw.randrange(len(self.orders))
+        return replace(self.orders[place], words=self.forced[place])
+
+    def digit(self, draw: random.Random) -> Clip:
+        return strung(self.digits, draw)
+
+    def rest(self, draw: random.Random) -> Clip:
+        """A name called; or part of a reading or a noise."""
+        pool = draw.choice((self.names, self.reading, self.noises))
+        clip = draw.choice(pool)
+        if pool is self.names:
+            return clip
+        length = round(16_000 * draw.uniform(0.6, 5.0))
+        start = draw.randrange(max(1, len(clip.samples) - length))
+        return replace(clip, samples=clip.samples[start : start + length])
 
     def made(self, clips: Sequence[Clip], draw: random.Random, *, noisy: bool) -> Batch:
-        mels, slower = [], []
+        mels, starts = [], []
         for clip in clips:
-            samples, factor = clip.samples[: 16_000 * 6], 1.0
+            samples, slower, later = clip.samples, 1.0, 0.0
             if noisy:
-                short = replace(clip, samples=samples)
-                samples, factor = augment(short, draw, self.noises, self.rooms)
-            else:
-                samples = np.pad(samples, (0, 1600))
+                samples, slower, later = augment(clip, draw, self.noises, self.rooms)
             mel = self.mel(samples)
             mels.append(masked(mel, draw) if noisy else mel)
-            slower.append(factor)
-        return Batch(mels, [c.words for c in clips], [c.starts for c in clips], slower)
+            starts.append(tuple(later + slower * start for start in clip.starts))
+        return Batch(mels, clips, starts)
 
 
 class Batch:
+    """Clips as the ears get them."""
+
     def __init__(
-        self, mels: Sequence[Tensor], words: Sequence[tuple[str, ...] | None],
-        starts: Sequence[tuple[float, ...]], slower: Sequence[float],
-    ) -> None:  # fmt: skip
+        self, mels: Sequence[Tensor], clips: Sequence[Clip], starts: Sequence[tuple[float, ...]]
+    ) -> None:
+        """`starts`: seconds of each word in what was made of the clip, where they are known."""
         self.lengths = torch.tensor([len(m) for m in mels])
         self.mels = nn.utils.rnn.pad_sequence(list(mels), batch_first=True)
-        self.words, self.starts, self.slower = words, starts, slower
+        self.clips, self.starts = clips, starts
+        self.words = [clip.words for clip in clips]
+        self.strange = [clip.words is None and clip.slots is None for clip in clips]
 
 
 def masked(mel: Tensor, draw: random.Random) -> Tensor:
@@ -149,24 +161,41 @@ def masked(mel: Tensor, draw: random.Random) -> Tensor:
     return mel
 
 
+@torch.no_grad()
+def settle_norms(ears: Ears, sounds: Sounds, count: int = 60) -> None:
+    """Batch normalisation's means, measured anew: they are of the weights as they are now."""
+    norms = [m for m in ears.modules() if isinstance(m, nn.BatchNorm1d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+    ears.train()
+    for step in range(count):
+        batch = sounds.batch(step)
+        ears(batch.mels, batch.lengths)
+    for norm in norms:
+        norm.momentum = 0.1
+
+
 def losses(ears: Ears, batch: Batch) -> dict[str, Tensor]:
     by_ctc, by_frame, lengths = ears(batch.mels, batch.lengths)
+    made = {"ctc": ctc_loss(ears, batch, by_ctc, lengths)}
+    made["frame"] = frame_loss(ears, batch, by_frame)
+    quiet = by_ctc[:, :, [ears.blank, ears.words[UNKNOWN]]].logsumexp(-1)
+    none = [quiet[n, : lengths[n]] for n, strange in enumerate(batch.strange) if strange]
+    made["strange"] = -torch.cat(none).mean() if none else made["ctc"] * 0
+    return made
+
+
+def ctc_loss(ears: Ears, batch: Batch, scores: Tensor, lengths: Tensor) -> Tensor:
+    """Per word, over the clips whose words are known; scores (b, t, words + 1) are logarithms."""
     known = [n for n, words in enumerate(batch.words) if words is not None]
     targets = [torch.tensor(ears.ids(batch.words[n] or ()), dtype=torch.long) for n in known]
     sizes = torch.tensor([len(t) for t in targets])
-    ctc = F.ctc_loss(
-        by_ctc[known].transpose(0, 1), nn.utils.rnn.pad_sequence(targets, batch_first=True),
+    loss = F.ctc_loss(
+        scores[known].transpose(0, 1), nn.utils.rnn.pad_sequence(targets, batch_first=True),
         lengths[known], sizes, ears.blank, reduction="none", zero_infinity=True,
     )  # fmt: skip
-    made = {"ctc": (ctc / sizes.clamp(min=1)).mean()}
-    made["frame"] = frame_loss(ears, batch, by_frame)
-    strange_ = [n for n, words in enumerate(batch.words) if words is None and not batch.starts[n]]
-    quiet = by_ctc[:, :, [ears.blank, ears.words[UNKNOWN]]].logsumexp(-1)
-    none = [n for n in strange_ if n >= sum(ORDERS[:3])]
-    made["strange"] = (
-        -torch.cat([quiet[n, : lengths[n]] for n in none]).mean() if none else ctc.sum() * 0
-    )
-    return made
+    return (loss / sizes.clamp(min=1)).mean()
 
 
 def frame_loss(ears: Ears, batch: Batch, by_frame: Tensor) -> Tensor:
@@ -175,7 +204,7 @@ def frame_loss(ears: Ears, batch: Batch, by_frame: Tensor) -> Tensor:
     for n, (words, starts) in enumerate(zip(batch.words, batch.starts, strict=True)):
         if words is None or not starts:
             continue
-        edges = [s * batch.slower[n] / STEP for s in starts]
+        edges = [s / STEP for s in starts]
         places = torch.arange(0, int(edges[-1]) + 3)  # the last word's end is not told
         places = places[places < by_frame.shape[1]]
         last = torch.bucketize(places + 0.5, torch.tensor(edges)) - 1
@@ -268,6 +297,7 @@ def train(sounds: Sounds, folder: Path, steps: int, seed: int) -> Ears:
     state = folder / "ears.safetensors"
     if state.exists():
         training.load(state)
+        settle_norms(ears, sounds)
         force(ears, sounds)
     first, start = training.step, time.process_time()
     moments = {round((FIRST + FORCE * n) * steps) for n in range(5)}
@@ -285,11 +315,12 @@ def train(sounds: Sounds, folder: Path, steps: int, seed: int) -> Ears:
             rate = (time.process_time() - start) / (training.step - first)
             told = " ".join(f"{k} {v.item():.3f}" for k, v in parts.items())
             print(f"{training.step} {told} {rate:.2f} s/step", flush=True)
-        if training.step % 250 == 0:
+        if training.step % 500 == 0:
             training.save(state)
             print(measure(ears, sounds), flush=True)
     training.save(state)
     training.use_averages()
+    settle_norms(ears, sounds)
     return ears
 
 

@@ -1,7 +1,7 @@
-"""An independent listener: pocketsphinx, with a language model of single words. Judging only.
+"""An independent listener: pocketsphinx. Judging only.
 
-A unigram model knows no sentence, so that what it hears it heard; words that sound alike ("two",
-"to") count as equal.
+With a language model of single words it knows no sentence, so that what it hears it heard; with a
+grammar it only tells apart what could be said. Words that sound alike ("two", "to") count as equal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ ALIKE = {"to": "two", "too": "two", "for": "four", "won": "one", "eye": "i", "hi
 class Judge:
     """Hears words of `words` and no others; `unknown` are those that its dictionary lacks."""
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], grammar: str | None = None) -> None:
+        """`grammar`, in JSGF, takes the place of single words."""
         from pocketsphinx import Decoder, NGramModel, get_model_path
 
         self._decoder = Decoder(
@@ -34,6 +35,10 @@ class Judge:
         )
         lower = sorted({w.lower() for w in words})
         self.unknown = [w for w in lower if self._decoder.lookup_word(w) is None]
+        if grammar is not None:
+            self._decoder.add_jsgf_string("said", grammar)
+            self._decoder.activate_search("said")
+            return
         with tempfile.NamedTemporaryFile("w", suffix=".lm", delete=False) as file:
             file.write(unigrams([w for w in lower if w not in self.unknown]))
         model = NGramModel(self._decoder.config, self._decoder.logmath, file.name)

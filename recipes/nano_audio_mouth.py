@@ -1,7 +1,8 @@
-"""Trains nano-audio to speak: backbone and depth transformer, before it hears anything.
+"""Trains nano-audio to answer and to speak: backbone and depth transformer, before it has ears.
 
-What the customer says stands in the prompt as words; later the ears take their place. Half of the
-replies are words in no order, so that sound follows the words and not the sentence.
+What the customer says stands in the prompt as ears might report it: a moment of each word's own
+embedding, moments of nothing between. Many of the replies are words in no order, so that sound
+follows the words and not the sentence.
 """
 
 from __future__ import annotations
@@ -15,38 +16,37 @@ from pathlib import Path
 import numpy as np
 import torch
 from nano_audio_clips import vocabulary
-from nano_audio_dialogue import INTERLEAVED, SPEAK, SPOKEN, TEXT, Dialogue, Positions
-from nano_audio_language import TALK, Turn, draw_digits, draw_order, draw_reply, draw_talk, salad
-from nano_audio_tokenizer import make_tokenizer
+from nano_audio_dialogue import HEAR, HEARD, INTERLEAVED, SPEAK, SPOKEN, TEXT, Dialogue, Positions
+from nano_audio_language import (
+    SORRY,
+    TALK,
+    Turn,
+    draw_digits,
+    draw_order,
+    draw_reply,
+    draw_talk,
+    salad,
+)
+from nano_audio_model import settings
+from nano_audio_speakers import other_sentences
+from nano_audio_tokenizer import BLANK, UNKNOWN, make_tokenizer
 from nano_audio_units import BOOKS, CODES, PAUSES, Units
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audio.config import AudioConfig, DepthConfig
+from audio.config import AudioConfig
 from audio.depth import DepthTransformer, FrameEmbedding
 from lfm2_mm.backbone import Backbone
-from lfm2_mm.config import BackboneConfig
 from lfm2_mm.train import Plan, Training
 
-BATCH, JUDGED = (
-    12,
-    0.35,
-)  # sequences a step; part of the frames that the depth transformer learns on
+BATCH = 12  # sequences a step
+SORTED = 4  # steps whose lines are drawn together and dealt out by length
+JUDGED = 0.35  # part of the frames that the depth transformer learns on
 SLOTS = 0.3  # weight of "nothing is said now" against that of a word
 NOISE, LOST = 0.03, 0.01  # codes and whole frames that are heard wrong, so that mistakes heal
+BLUR = 0.15  # noise over what is imagined to be heard, in deviations of an embedding
+WORDS, WRITTEN, AGAIN = 0.42, 0.13, 0.25  # of the lines: salad, transcripts; replies with a second
 PLAN = Plan(rate=2e-3, table_rate=2e-3, average=0.998)
-
-
-def settings(vocabulary_size: int) -> AudioConfig:
-    backbone = BackboneConfig(
-        vocab_size=vocabulary_size, hidden_size=192, heads=6, kv_heads=2, feed_forward=512,
-        head_dim=32, layer_types=("conv", "full_attention") * 3, norm_eps=1e-5, rope_theta=1e6,
-    )  # fmt: skip
-    depth = DepthConfig(layers=2, width=128, feed_forward=384, heads=4, kv_heads=2)
-    return AudioConfig(
-        backbone, depth=depth, codebooks=BOOKS, codebook_size=CODES, n_text=1, n_audio=2,
-        text_pad="<|text_pad|>",
-    )  # fmt: skip
 
 
 class Mouth(nn.Module):
@@ -76,6 +76,7 @@ class Packed:
         self.tokens = torch.zeros(shape, dtype=torch.long)
         self.judged = torch.zeros(shape)
         self.codes = torch.zeros((*shape, BOOKS), dtype=torch.long)
+        self.imagined = torch.tensor([i for t in turns for i in t.imagined])  # (n, 3)
         for row, turn in enumerate(turns):
             n = len(turn.kinds)
             self.kinds[row, :n] = torch.tensor(turn.kinds)
@@ -84,12 +85,26 @@ class Packed:
             spoken = self.kinds[row] == SPOKEN
             if turn.frames:
                 self.codes[row, spoken] = torch.from_numpy(np.stack(turn.frames))
-        self.heard = torch.from_numpy(noisy(self.codes.numpy(), draw))
+        self.listened = torch.from_numpy(noisy(self.codes.numpy(), draw))
         self.mask = self.kinds > 0
 
-    def embeds(self, mouth: Mouth) -> Tensor:
-        text = F.embedding(self.tokens, mouth.backbone.embedding)
-        return torch.where((self.kinds == SPOKEN)[..., None], mouth.frames(self.heard), text)
+    def embeds(self, mouth: Mouth, heard: Tensor | None = None) -> Tensor:
+        """(b, t, hidden). `heard` (n, hidden): the HEARD positions in order, else imagined."""
+        table = mouth.backbone.embedding
+        spoken = (self.kinds == SPOKEN)[..., None]
+        made = torch.where(spoken, mouth.frames(self.listened), F.embedding(self.tokens, table))
+        heard = self.imagine(table) if heard is None else heard
+        if not len(heard):
+            return made
+        return made.masked_scatter((self.kinds == HEARD)[..., None], heard.to(made.dtype))
+
+    def imagine(self, table: Tensor) -> Tensor:
+        if not len(self.imagined):
+            return table[:0]
+        first, second = (F.embedding(self.imagined[:, n].long(), table) for n in (0, 1))
+        sure = self.imagined[:, 2:]
+        clean = sure * first + (1 - sure) * second
+        return clean + BLUR * table.detach().std() * torch.randn_like(clean)
 
 
 def noisy(codes: np.ndarray, draw: np.random.Generator) -> np.ndarray:
@@ -99,9 +114,11 @@ def noisy(codes: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     return np.where(wrong & (codes < CODES), draw.integers(0, CODES, codes.shape), codes)
 
 
-def losses(mouth: Mouth, batch: Packed, draw: np.random.Generator) -> dict[str, Tensor]:
+def losses(
+    mouth: Mouth, batch: Packed, draw: np.random.Generator, heard: Tensor | None = None
+) -> dict[str, Tensor]:
     """What comes next, at every judged position: words, and some of the frames."""
-    hidden = mouth.backbone(batch.embeds(mouth), batch.mask)[:, :-1]
+    hidden = mouth.backbone(batch.embeds(mouth, heard), batch.mask)[:, :-1]
     judged, kinds = batch.judged[:, 1:], batch.kinds[:, 1:]
     words = (kinds == TEXT) & (judged > 0)
     text = F.cross_entropy(
@@ -123,50 +140,95 @@ def losses(mouth: Mouth, batch: Packed, draw: np.random.Generator) -> dict[str, 
 class Lines:
     """What is said in a step; hangs on seed and step alone."""
 
-    def __init__(self, dialogue: Dialogue, seed: int, whole: float) -> None:
-        self.dialogue, self.seed, self.whole = dialogue, seed, whole
+    def __init__(self, dialogue: Dialogue, others: Sequence[str], seed: int) -> None:
+        self.dialogue, self.others, self.seed = dialogue, others, seed
         self.words = [w for w in dialogue.units.codes if w not in PAUSES]
+        self.known = {w for w in vocabulary() if w[0] != "<"}
 
-    def batch(self, step: int) -> tuple[Packed, np.random.Generator]:
-        draw, noise = random.Random(f"{self.seed}/{step}"), np.random.default_rng([self.seed, step])
-        return Packed([self.line(draw) for _ in range(BATCH)], noise), noise
+    def batch(self, step: int, whole: float) -> tuple[Packed, np.random.Generator]:
+        """Of four steps' lines those of one step's length. `whole` is the share of lines whose
+        frames come all at once."""
+        draw = random.Random(f"{self.seed}/{step // SORTED}")
+        drawn = [self.line(draw, whole) for _ in range(SORTED * BATCH)]
+        drawn.sort(key=lambda line: len(line.kinds))
+        place = step % SORTED * BATCH
+        torch.manual_seed(step)
+        noise = np.random.default_rng([self.seed, step])
+        return Packed(drawn[place : place + BATCH], noise), noise
 
-    def line(self, draw: random.Random) -> Positions:
+    def line(self, draw: random.Random, whole: float) -> Positions:
+        if draw.random() < whole:
+            return self.read_aloud(draw)
         kind = draw.random()
-        if kind < self.whole:
-            text = salad(draw, self.words) if draw.random() < 0.6 else draw_reply(draw)
-            made = self.dialogue.opening(SPEAK)
-            made.text(self.dialogue.ids(text))
+        if kind < WORDS:
+            made = self.dialogue.opening(INTERLEAVED)
             self.dialogue.answer(made)
-            self.dialogue.spoken_whole(made, text)
+            self.dialogue.interleaved(made, salad(draw, self.words), free=0.0, slots=SLOTS)
+            return made
+        if kind < WORDS + WRITTEN:
+            made = self.dialogue.opening(HEAR)
+            words = self.ask(made, self.turn(draw), draw)
+            self.dialogue.answer(made)
+            self.dialogue.written(made, words)
             return made
         made = self.dialogue.opening(INTERLEAVED)
-        if kind < self.whole + (1 - self.whole) / 2:
-            turn = draw_counter(draw)
-            made.text(self.dialogue.ids(turn.request))
-            self.dialogue.answer(made)
-            self.dialogue.interleaved(made, turn.reply, free=1.0, slots=SLOTS)
-        else:
-            self.dialogue.answer(made)
-            said = salad(draw, self.words)
-            self.dialogue.interleaved(made, said, free=0.0, slots=SLOTS)
+        self.exchange(made, draw)
+        if draw.random() < AGAIN:
+            self.dialogue.next_turn(made)
+            self.exchange(made, draw)
         return made
 
+    def read_aloud(self, draw: random.Random) -> Positions:
+        text = salad(draw, self.words) if draw.random() < 0.6 else draw_reply(draw)
+        made = self.dialogue.opening(SPEAK)
+        made.text(self.dialogue.ids(text))
+        self.dialogue.answer(made)
+        self.dialogue.spoken_whole(made, text)
+        return made
 
-def draw_counter(draw: random.Random) -> Turn:
+    def exchange(self, made: Positions, draw: random.Random) -> None:
+        turn = self.turn(draw)
+        if draw.random() < 0.1:
+            made.text(self.dialogue.ids(turn.request))
+        else:
+            self.ask(made, turn, draw)
+        self.dialogue.answer(made)
+        self.dialogue.interleaved(made, turn.reply, free=1.0, slots=SLOTS)
+
+    def ask(self, made: Positions, turn: Turn, draw: random.Random) -> list[int]:
+        """The request as heard: words that ears do not tell apart are one. Returns the tokens."""
+        spoken = [w if w in self.known else UNKNOWN.strip(BLANK) for w in turn.request.split()]
+        words = [self.dialogue.ids(w)[0] for w in spoken]
+        made.imagine(self.dialogue.imagine(words, draw))
+        return words
+
+    def turn(self, draw: random.Random) -> Turn:
+        return draw_counter(draw, self.others)
+
+
+def draw_counter(draw: random.Random, others: Sequence[str]) -> Turn:
+    """What a customer says: orders most of all, sometimes what nobody can answer here, or noise."""
     kind = draw.random()
-    return draw_order(draw) if kind < 0.6 else draw_digits(draw) if kind < 0.8 else draw_talk(draw)
+    if kind < 0.5:
+        return draw_order(draw)
+    if kind < 0.7:
+        return draw_digits(draw)
+    if kind < 0.82:
+        return draw_talk(draw)
+    said = draw.choice(others).split() if kind < 0.96 else []
+    begin = draw.randrange(len(said)) if said and draw.random() < 0.3 else 0
+    return Turn(" ".join(said[begin:]), "other", SORRY)
 
 
 @torch.no_grad()
-def check(mouth: Mouth, dialogue: Dialogue, count: int, seed: int) -> str:
+def check(mouth: Mouth, lines: Lines, count: int, seed: int) -> str:
     """Greedy frames after true words: of all sentences, how many have every code right?"""
-    draw = random.Random(f"check {seed}")
+    draw, dialogue = random.Random(f"check {seed}"), lines.dialogue
     exact = frames = right = words = heard = 0
     for _ in range(count):
-        turn = draw_counter(draw)
+        turn = lines.turn(draw)
         made = dialogue.opening(INTERLEAVED)
-        made.text(dialogue.ids(turn.request))
+        lines.ask(made, turn, draw)
         dialogue.answer(made)
         begin = len(made.kinds)
         dialogue.interleaved(made, turn.reply, free=1.0, slots=SLOTS)
@@ -181,7 +243,7 @@ def check(mouth: Mouth, dialogue: Dialogue, count: int, seed: int) -> str:
 def follow(mouth: Mouth, made: Positions, begin: int) -> tuple[np.ndarray, list[bool]]:
     """The model's own frames, fed back to it, with the words given; was each token its choice?"""
     batch = Packed([made], np.random.default_rng(0))
-    batch.heard = batch.codes
+    batch.listened = batch.codes
     state, frames, said = mouth.backbone.start(), [], []
     embeds = batch.embeds(mouth)
     hidden, state = mouth.backbone.step(embeds[:, :begin], state)
@@ -197,46 +259,52 @@ def follow(mouth: Mouth, made: Positions, begin: int) -> tuple[np.ndarray, list[
     return np.array(frames), said
 
 
-def train(dialogue: Dialogue, config: AudioConfig, folder: Path, args: argparse.Namespace) -> Mouth:
-    mouth = Mouth(config, args.seed)
-    tables = [mouth.backbone.embedding, mouth.frames.weight]
-    training = Training(mouth, PLAN, tables)
+def train(lines: Lines, config: AudioConfig, folder: Path, steps: int, seed: int) -> Mouth:
+    """Train, or go on, to `steps`; the state is kept in `folder` every 250."""
+    mouth = Mouth(config, seed)
+    training = Training(mouth, PLAN, [mouth.backbone.embedding, mouth.frames.weight])
     state = folder / "mouth.safetensors"
     if state.exists():
         training.load(state)
     first, start = training.step, time.process_time()
-    while training.step < args.steps:
+    while training.step < steps:
         # Interleaved first, whole second: that order learns in a fifth of the time.
-        whole = 0.0 if training.step < 0.4 * args.steps else 0.5
-        batch, draw = Lines(dialogue, args.seed, whole).batch(training.step)
-        parts = losses(mouth, batch, draw)
+        batch, draw = lines.batch(training.step, 0.0 if training.step < 0.5 * steps else 0.35)
+        with torch.autocast("cpu", torch.bfloat16):
+            parts = losses(mouth, batch, draw)
         total = parts["text"] + parts["book0"] + 1.5 * parts["books"]
-        training.update(total, training.step / args.steps)
+        training.update(total, training.step / steps)
         if training.step % 50 == 0:
             told = " ".join(f"{k} {v.item():.3f}" for k, v in parts.items())
             rate = (time.process_time() - start) / (training.step - first)
             print(f"{training.step} {told} {rate:.2f} s/step", flush=True)
-        if training.step % 500 == 0:
+        if training.step % 250 == 0:
             training.save(state)
-            print(check(mouth, dialogue, 20, args.seed), flush=True)
+        if training.step % 500 == 0:
+            print(check(mouth, lines, 20, seed), flush=True)
     training.save(state)
     training.use_averages()
     return mouth
 
 
+def lines_of(data: Path, run: Path, seed: int) -> Lines:
+    """Needs the units that were made before."""
+    heard = [w for w in vocabulary() if w[0] != "<"]
+    dialogue = Dialogue(make_tokenizer(heard), Units.load(run / "units.npz"))
+    return Lines(dialogue, other_sentences(data, 4000, seed)[::2], seed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    units = Units.load(args.run / "units.npz")
-    heard = [w for ways, _ in TALK.values() for way in ways for w in way.split()]
-    tokenizer = make_tokenizer([*heard, *(w for w in vocabulary() if w[0] != "<")])
-    dialogue = Dialogue(tokenizer, units)
-    config = settings(tokenizer.get_vocab_size())
-    mouth = train(dialogue, config, args.run, args)
-    print(check(mouth, dialogue, 100, args.seed + 1))
+    lines = lines_of(args.data, args.run, args.seed)
+    config = settings(lines.dialogue.tokenizer_size)
+    mouth = train(lines, config, args.run, args.steps, args.seed)
+    print(check(mouth, lines, 100, args.seed + 1))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
 SPECIAL = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|fim_pre|>", "<|fim_mid|>",
            "<|fim_suf|>", "<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|text_end|>",
-           "<|text_pad|>", "<|unknown|>")  # fmt: skip
-UNKNOWN, PAD = "<|unknown|>", "<|text_pad|>"
+           "<|text_pad|>")  # fmt: skip
+PAD, QUIET = "<|text_pad|>", "<|pad|>"
 BLANK = "Ġ"  # how byte-level tokenizers write it
+UNKNOWN = BLANK + "[?]"  # a word that is not known; what is written down shows where one was
 PROMPTS = ("Respond with interleaved text and audio.", "Perform ASR.", "Perform TTS.",
            "Use the US female voice.", "Use the US male voice.", "Use the UK female voice.",
            "Use the UK male voice.")  # fmt: skip
@@ -30,7 +31,7 @@ def make_tokenizer(heard: Iterable[str]) -> Tokenizer:
     marks = [",", ".", "?"]
     words = [*lexicon(), *DIGITS, *LETTERS, *sorted(set(heard))]
     words += [w.strip(".") for prompt in PROMPTS for w in prompt.split()]
-    entries = [*SPECIAL, "Ċ", *marks, *(BLANK + w for w in (*ROLES, *words))]
+    entries = [*SPECIAL, "Ċ", UNKNOWN, *marks, *(BLANK + w for w in (*ROLES, *words))]
     vocabulary = {token: row for row, token in enumerate(dict.fromkeys(entries))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = Sequence(
@@ -54,7 +55,6 @@ def files(tokenizer: Tokenizer) -> dict[str, object]:
             "bos_token": "<|startoftext|>",
             "eos_token": "<|im_end|>",
             "pad_token": "<|pad|>",
-            "unk_token": UNKNOWN,
             "clean_up_tokenization_spaces": False,
         },
     }
