@@ -266,6 +266,10 @@ def _about_speech(add: Add) -> None:
     speak = add("speak", "apps.verbs.speech:speak", "read a text aloud into a file")
     speak.add_argument("text", nargs="?", help="default: stdin, where something is piped in")
     speak.add_argument("--voice", metavar="VOICE", help="one the checkpoint knows: 'US female'")
+    speak.add_argument(
+        "--strict", action="store_true",
+        help="refuse words that a checkpoint of few words cannot say, instead of spelling them",
+    )  # fmt: skip
     talk = add("talk", "apps.verbs.speech:talk", "answer a spoken question, in speech and text")
     talk.add_argument("recordings", nargs="+", metavar="FILE", help="WAV, FLAC, Ogg, MP3")
     talk.add_argument(

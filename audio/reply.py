@@ -31,6 +31,7 @@ class Reply:
         """`rate` is that of the sound, where some is made."""
         self.rate = rate
         self.heard_s = 0.0  # of the recording that is transcribed, as far as it was read
+        self.spelled: tuple[str, ...] = ()  # words of a text to read that had to be spelled
         self.done: Done | None = None  # once it ended by itself
         self.first_audio_s: float | None = None  # from the start of the work to the first samples
         self.seconds = 0.0  # from the start of the work to its latest event

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from audio.conversation import CONVERSING, SPEAKING, TRANSCRIBING, Conversation,
 from audio.encoder import MAX_SECONDS
 from audio.generation import Chooser, Made, generate
 from audio.history import History
+from audio.lexicon import Lexicon, Wording, refusal
 from audio.loading import load_speech
 from audio.mel import log_mel
 from audio.memory import Memory
@@ -53,6 +54,11 @@ class Speech:
         return open_codec(self._folder, self._choice)
 
     @cached_property
+    def lexicon(self) -> Lexicon | None:
+        """The words that can be said, where they are few."""
+        return Lexicon.open(self._folder)
+
+    @cached_property
     def voice(self) -> Voice:
         return Voice(self.tokenizer, self.script.marks.silent, self.codec)
 
@@ -76,7 +82,8 @@ class Speech:
                 reply.heard_s += piece.seconds
                 yield piece
 
-        found = passages(counted(), self.model.config.mel.sample_rate, PASSAGE_S)
+        longest = min(PASSAGE_S, self.model.ears.seconds_of_table)
+        found = passages(counted(), self.model.config.mel.sample_rate, longest)
         reply = Reply(self._transcripts(found, system or TRANSCRIBE, manner))
         return reply
 
@@ -86,20 +93,26 @@ class Speech:
         *,
         voice: str | None = None,
         system: str | None = None,
+        strict: bool = False,
         manner: Manner = SPEAKING,
     ) -> Reply:
         """Read `text` aloud. `voice` is one the checkpoint knows, such as "US female"; `system`
-        replaces the instruction altogether. Raises BadInput, ContextExceeded."""
+        replaces the instruction altogether. Words that a checkpoint of few words lacks are spelled
+        and named in the reply's `spelled`; `strict` refuses them. Raises BadInput,
+        ContextExceeded."""
         if not text.strip():
             raise BadInput("there is nothing to speak: the text is empty")
         if system is None:
             system = SPEAK if voice is None else f"{SPEAK} Use the {voice} voice."
         elif voice is not None:
             raise BadInput("a voice and an instruction were given; the instruction names the voice")
-        history = self.prompt(system, text)
-        mode = Sequential(self.script.marks.audio_start)
-        made = self.generate(Memory(self.model, history), mode, manner)
-        return Reply(self.voice.events(made, Usage(len(history), 0), 1), self.rate)
+        wording = self.lexicon.wording(text) if self.lexicon else Wording((text,), ())
+        if strict and wording.spelled:
+            raise BadInput(refusal(wording.spelled))
+        prompts = [self.prompt(system, phrase) for phrase in wording.phrases]
+        reply = Reply(self._aloud(prompts, manner), self.rate)
+        reply.spelled = wording.spelled
+        return reply
 
     def converse(self, system: str | None = None, *, manner: Manner = CONVERSING) -> Conversation:
         """A conversation in speech and text; each turn answers the ones before."""
@@ -155,6 +168,21 @@ class Speech:
         code = Chooser(manner.sound, generator, size=self.model.config.codebook_size + 1)
         limit = min(manner.steps, self.context - len(history))
         return generate(memory, mode, self.script.marks, text, code, limit)
+
+    def _aloud(self, prompts: Sequence[History], manner: Manner) -> Iterator[Event]:
+        """The sounds of phrases one after the other, and one Done for all."""
+        pace, prompt, reason = Pace(), 0, "stop"
+        for number, history in enumerate(prompts):
+            prompt += len(history)
+            mode = Sequential(self.script.marks.audio_start)
+            made = self.generate(Memory(self.model, history), mode, manner)
+            for event in self.voice.events(made, Usage(prompt, 0), 1, pace):
+                if not isinstance(event, Done):
+                    yield event
+                    continue
+                reason = "length" if reason == "length" else event.reason  # once cut off, not whole
+                if number + 1 == len(prompts):
+                    yield replace(event, reason=reason)
 
     def _transcripts(
         self, found: Iterable[np.ndarray], system: str, manner: Manner

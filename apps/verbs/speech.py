@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from apps import wiring
 from apps.screen import Screen, plain
 from audio.conversation import CONVERSING, SPEAKING, TRANSCRIBING, Conversation, Manner
+from audio.lexicon import named
 from audio.reply import Reply
 from lfm2_mm.errors import BadInput, LfmError
 from lfm2_mm.sounds import SUFFIXES
@@ -63,8 +64,11 @@ def speak(args: Namespace, screen: Screen) -> None:
     check_output(args.output, args)
     speech = wiring.open_speech(args)
     manner = manner_of(args, SPEAKING)
-    with speech.speak(text, voice=args.voice, system=args.system, manner=manner) as reply:
-        record = _sound_record(reply, Path(args.output))
+    given = {"voice": args.voice, "system": args.system, "strict": args.strict}
+    with speech.speak(text, **given, manner=manner) as reply:
+        if reply.spelled:
+            screen.say(f"spelled, for want of these words: {plain(named(reply.spelled))}")
+        record = {**_sound_record(reply, Path(args.output)), "spelled": list(reply.spelled)}
     _say_if_cut(reply, screen)
     screen.result(record, [_sound_line(record)])
 
@@ -103,6 +107,9 @@ def _turn(
 ) -> dict[str, Any]:
     question = Audio.open(path)
     conversation = _conversation(speech, manner, args)
+    conversation.make_room(speech.hear(question))
+    if conversation.forgotten:
+        screen.say(f"oldest turns forgotten, to make room: {conversation.forgotten}")
     with conversation.reply(question) as reply:
         _show(reply, None if several else screen)
         record = {"recording": path, "text": reply.text, **_sound_record(reply, target)}
