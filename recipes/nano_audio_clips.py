@@ -93,7 +93,8 @@ class Synthetic:
 def barista(data: Path) -> tuple[list[Clip], list[Clip]]:
     """Real orders: to train on, and held out by whole clusters of speakers."""
     folder = data / "speech" / "barista"
-    train, held = [], []
+    train: list[Clip] = []
+    held: list[Clip] = []
     for row in json.loads((folder / "labels.json").read_text()):
         slots, name = row["slots"], row["file"]
         clip = Clip(read(folder / name), None, (), slots, name, order_reply(slots))
@@ -103,7 +104,8 @@ def barista(data: Path) -> tuple[list[Clip], list[Clip]]:
 
 def digits(data: Path) -> tuple[list[Clip], list[Clip]]:
     """Real digits, one a clip: to train on, and those of the speaker held out."""
-    train, held = [], []
+    train: list[Clip] = []
+    held: list[Clip] = []
     for path in sorted((data / "speech" / "fsdd").glob("*.json")):
         told = json.loads(path.read_text())
         whole = read(path.with_suffix(".ogg"), told["sample_rate"])
@@ -120,10 +122,13 @@ def strung(clips: Sequence[Clip], draw: random.Random) -> Clip:
     """Some digits of one speaker, one after the other with short pauses."""
     speaker = draw.choice(clips).name.split("_")[1]
     own = [c for c in clips if c.name.split("_")[1] == speaker]
-    parts, starts, words, at = [], [], [], 0
+    parts: list[np.ndarray] = []
+    words: list[str] = []
+    starts, at = [], 0
     for _ in range(draw.randint(1, 5)):
         clip = draw.choice(own)
-        gap = np.zeros(round(draw.uniform(0.02, 0.25) * RATE), np.float32)
+        longest = 0.25 if parts else draw.choice((0.0, 0.25))
+        gap = np.zeros(round(draw.uniform(0.0, longest) * RATE), np.float32)
         starts.append((at + len(gap)) / RATE)
         words += clip.words or ()
         parts += [gap, clip.samples]

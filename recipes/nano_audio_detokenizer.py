@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +30,15 @@ CROP, LEAD, BATCH = 16, 3, 12  # frames; the first LEAD of a crop lack their pas
 PLAN = Plan(rate=2e-3, table_rate=2e-3, average=0.998)
 
 
-def settings() -> dict[str, object]:
+def settings() -> dict[str, Any]:
     """config.json of audio_detokenizer/, as LFM2.5's."""
     kinds = {"c": "conv", "a": "sliding_attention"}
     return {
         "architectures": ["Lfm25AudioTokenizer"], "model_type": "lfm2", "hidden_size": HIDDEN,
         "num_hidden_layers": len(KINDS), "layer_types": [kinds[k] for k in KINDS],
         "num_attention_heads": HIDDEN // 32, "num_key_value_heads": HIDDEN // 96,
-        "intermediate_size": FEED_FORWARD, "block_ff_dim": FEED_FORWARD, "block_auto_adjust_ff_dim": False,
+        "intermediate_size": FEED_FORWARD, "block_ff_dim": FEED_FORWARD,
+        "block_auto_adjust_ff_dim": False,
         "sliding_window": WINDOW, "rope_theta": 1000000.0, "norm_eps": 1e-5, "conv_L_cache": 3,
         "conv_bias": False, "vocab_size": 1, "output_size": 2 * BINS, "tie_embedding": True,
         "codebooks": BOOKS, "codebook_size": CODES, "max_position_embeddings": 128000,
@@ -49,7 +51,7 @@ class Detokenizer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         given = settings()
-        kinds = [str(k).replace("sliding", "full") for k in given["layer_types"]]  # type: ignore[attr-defined]
+        kinds = [kind.replace("sliding", "full") for kind in given["layer_types"]]
         config = Lfm2Config(**given | {"layer_types": kinds})
         config._attn_implementation = "sdpa"
         self.emb = nn.Embedding(BOOKS * CODES, HIDDEN)

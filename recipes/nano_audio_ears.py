@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nano_audio_augment import augment
+from nano_audio_augment import augment, stretched
 from nano_audio_clips import (
     UNKNOWN,
     Clip,
@@ -44,7 +44,7 @@ CONFIG = settings(1)  # what words the backbone knows is nothing to the ears
 ENCODER = CONFIG.encoder
 STEP = ENCODER.factor * CONFIG.mel.hop / CONFIG.mel.sample_rate  # s a position
 PLAN = Plan(rate=2e-3, warm_up=0.03, average=0.998)
-SHARES = (13, 5, 4, 2)  # clips of a batch: synthetic, real orders, digits strung, the rest
+SHARES = (12, 5, 5, 2)  # clips of a batch: synthetic, real orders, digits strung, the rest
 SORTED = 4  # steps whose clips are drawn together and dealt out by length
 FORCE = 0.2  # part of the run after which the wordings of real orders are chosen anew
 FIRST = 0.05
@@ -60,7 +60,8 @@ class Ears(nn.Module):
         for layer in self.conformer.pre_encode.conv:  # torch's own start lets sound fade out
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         self.by_ctc = nn.Linear(ENCODER.width, len(words) + 1)  # the last is CTC's blank
         self.by_frame = nn.Linear(ENCODER.width, len(words) + 1)  # the last is silence
         self.words = {word: row for row, word in enumerate(words)}
@@ -110,7 +111,10 @@ class Sounds:
         return replace(self.orders[place], words=self.forced[place])
 
     def digit(self, draw: random.Random) -> Clip:
-        return strung(self.digits, draw)
+        """The speakers are few: their voices are made higher and lower."""
+        clip, factor = strung(self.digits, draw), draw.uniform(0.85, 1.17)
+        starts = tuple(factor * start for start in clip.starts)
+        return replace(clip, samples=stretched(clip.samples, factor), starts=starts)
 
     def rest(self, draw: random.Random) -> Clip:
         """A name called; or part of a reading or a noise."""

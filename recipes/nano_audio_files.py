@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 import torch
-from nano_audio_detokenizer import Detokenizer, settings as voice_settings
+from nano_audio_detokenizer import Detokenizer
+from nano_audio_detokenizer import settings as voice_settings
 from nano_audio_joined import Whole, averages
 from nano_audio_model import settings
 from nano_audio_mouth import Lines, lines_of
 from nano_audio_tokenizer import files as tokenizer_files
+from nano_audio_units import PAUSES
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from audio.codec import DETOKENIZER
+from audio.depth import CodebookHead
+from audio.lexicon import FILE as LEXICON
 from audio.loading import published_speech
 from audio.model import SpeechModel
 from lfm2_mm.weights import write
 
+SHARPER = 3.0
 CARD = Path(__file__).with_name("nano_audio_card.md")
 
 
@@ -28,11 +34,25 @@ def small(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: t if k.endswith(kept) else t.bfloat16() for k, t in tensors.items()}
 
 
+@torch.no_grad()
+def sharpen(model: SpeechModel) -> None:
+    """Logits times SHARPER: what is sampled at the published temperatures is nearly the likeliest.
+
+    The last norms carry the factor; what else reads the backbone's norm takes it out again.
+    """
+    model.backbone.norm.weight.mul_(SHARPER)
+    model.depth.project.weight.div_(SHARPER)
+    for head in cast("list[CodebookHead]", list(model.depth.heads)):
+        head.norm.weight.mul_(SHARPER)
+
+
 def save_folder(whole: Whole, voice: Detokenizer, lines: Lines, folder: Path) -> Path:
     """The checkpoint, voice and tokenizer included; what only taught stays behind."""
     mouth, config = whole.mouth, whole.config
     model = SpeechModel(config, mouth.backbone, whole.encoder, mouth.frames, mouth.depth)
+    sharpen(model)
     files = tokenizer_files(lines.dialogue.tokenizer) | {
+        LEXICON: [w for w in lines.dialogue.units.codes if w not in PAUSES],
         "MODEL_CARD.md": CARD.read_text(encoding="utf-8"),
         f"{DETOKENIZER}/config.json": voice_settings(),
         f"{DETOKENIZER}/model.safetensors": save(

@@ -71,7 +71,7 @@ def held_sets(data: Path, run: Path | None) -> dict[str, list[Clip]]:
         if text.lower().strip("?. ") not in own
     ]
     made["reading"] = reading
-    made["noise"] = [c for c in noise]
+    made["noise"] = noise
     if run is not None:
         spoken = Synthetic(run / "spoken-held-out")
         for place, row in enumerate(spoken.rows):

@@ -1,4 +1,4 @@
-"""Joins nano-audio's ears and mouth: from the sound of a request to the words and frames of a reply.
+"""Joins nano-audio's ears and mouth: from the sound of words to the words and frames of a reply.
 
 The adapter between them is first fitted by itself: it is to give, at each moment, the embedding of
 the word that the ears' teacher hears, which is what the backbone was brought up with. Then all is
@@ -51,7 +51,11 @@ class Whole(nn.Module):
         self.encoder.conformer = self.ears.conformer
         known = [lines.dialogue.ids(w)[0] for w in words[1:]]
         self.config = config
-        self.tokens = [lines.dialogue.unknown, *known, lines.dialogue.quiet]  # of the teacher's rows
+        self.tokens = [
+            lines.dialogue.unknown,
+            *known,
+            lines.dialogue.quiet,
+        ]  # of the teacher's rows
 
     def hear(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """What the ears make of clips, what the backbone is given, (b, t, …) both, and lengths."""

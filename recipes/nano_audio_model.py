@@ -7,7 +7,7 @@ from nano_audio_units import BOOKS, CODES
 from audio.config import AudioConfig, DepthConfig, EncoderConfig, MelConfig
 from lfm2_mm.config import BackboneConfig
 
-POSITIONS = 2048  # of a conversation
+POSITIONS = 1024  # of a conversation: four or five turns
 
 
 def settings(vocabulary_size: int) -> AudioConfig:
@@ -21,7 +21,8 @@ def settings(vocabulary_size: int) -> AudioConfig:
         backbone,
         mel=MelConfig(features=80),
         encoder=EncoderConfig(
-            features=80, layers=4, width=144, heads=4, feed_forward=576, channels=32
+            features=80, layers=4, width=144, heads=4, feed_forward=576, channels=32,
+            max_positions=375,  # 30 s; it learned from clips of a few
         ),
         depth=DepthConfig(layers=2, width=128, feed_forward=384, heads=4, kv_heads=2),
         codebooks=BOOKS, codebook_size=CODES, n_text=1, n_audio=2, text_pad="<|text_pad|>",

@@ -19,7 +19,6 @@ from nano_audio_clips import vocabulary
 from nano_audio_dialogue import HEAR, HEARD, INTERLEAVED, SPEAK, SPOKEN, TEXT, Dialogue, Positions
 from nano_audio_language import (
     SORRY,
-    TALK,
     Turn,
     draw_digits,
     draw_order,
@@ -29,7 +28,7 @@ from nano_audio_language import (
 )
 from nano_audio_model import settings
 from nano_audio_speakers import other_sentences
-from nano_audio_tokenizer import BLANK, UNKNOWN, make_tokenizer
+from nano_audio_tokenizer import BLANK, PROMPTS, UNKNOWN, make_tokenizer
 from nano_audio_units import BOOKS, CODES, PAUSES, Units
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -115,9 +114,13 @@ def noisy(codes: np.ndarray, draw: np.random.Generator) -> np.ndarray:
 
 
 def losses(
-    mouth: Mouth, batch: Packed, draw: np.random.Generator, heard: Tensor | None = None
+    mouth: Mouth,
+    batch: Packed,
+    draw: np.random.Generator,
+    heard: Tensor | None = None,
+    share: float = JUDGED,
 ) -> dict[str, Tensor]:
-    """What comes next, at every judged position: words, and some of the frames."""
+    """What comes next, at every judged position: words, and a share of the frames."""
     hidden = mouth.backbone(batch.embeds(mouth, heard), batch.mask)[:, :-1]
     judged, kinds = batch.judged[:, 1:], batch.kinds[:, 1:]
     words = (kinds == TEXT) & (judged > 0)
@@ -126,7 +129,7 @@ def losses(
     )
     weights = judged[words]
     spoken = (kinds == SPOKEN) & (judged > 0)
-    spoken &= torch.from_numpy(draw.random(tuple(spoken.shape)) < JUDGED)
+    spoken &= torch.from_numpy(draw.random(tuple(spoken.shape)) < share)
     codes = batch.codes[:, 1:][spoken]
     scores = mouth.depth(hidden[spoken], codes).transpose(1, 2)
     by_book = F.cross_entropy(scores, codes, reduction="none").mean(0)
@@ -180,7 +183,8 @@ class Lines:
 
     def read_aloud(self, draw: random.Random) -> Positions:
         text = salad(draw, self.words) if draw.random() < 0.6 else draw_reply(draw)
-        made = self.dialogue.opening(SPEAK)
+        voice = draw.choice(("", *PROMPTS[3:]))  # there is one voice, whatever is asked for
+        made = self.dialogue.opening(f"{SPEAK} {voice}".strip())
         made.text(self.dialogue.ids(text))
         self.dialogue.answer(made)
         self.dialogue.spoken_whole(made, text)
@@ -259,15 +263,17 @@ def follow(mouth: Mouth, made: Positions, begin: int) -> tuple[np.ndarray, list[
     return np.array(frames), said
 
 
-def train(lines: Lines, config: AudioConfig, folder: Path, steps: int, seed: int) -> Mouth:
-    """Train, or go on, to `steps`; the state is kept in `folder` every 250."""
+def train(
+    lines: Lines, config: AudioConfig, folder: Path, steps: int, seed: int, stop: int | None = None
+) -> Mouth:
+    """Train, or go on, to `steps`, or until `stop` of them; the state is kept every 250."""
     mouth = Mouth(config, seed)
     training = Training(mouth, PLAN, [mouth.backbone.embedding, mouth.frames.weight])
     state = folder / "mouth.safetensors"
     if state.exists():
         training.load(state)
     first, start = training.step, time.process_time()
-    while training.step < steps:
+    while training.step < (stop or steps):
         # Interleaved first, whole second: that order learns in a fifth of the time.
         batch, draw = lines.batch(training.step, 0.0 if training.step < 0.5 * steps else 0.35)
         with torch.autocast("cpu", torch.bfloat16):

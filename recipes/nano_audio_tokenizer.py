@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from nano_audio_language import DIGITS, LETTERS, lexicon
 from tokenizers import AddedToken, Regex, Tokenizer
@@ -46,7 +47,7 @@ def make_tokenizer(heard: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def files(tokenizer: Tokenizer) -> dict[str, object]:
+def files(tokenizer: Tokenizer) -> dict[str, Any]:
     """tokenizer.json and tokenizer_config.json of the checkpoint folder."""
     return {
         "tokenizer.json": json.loads(tokenizer.to_str()),

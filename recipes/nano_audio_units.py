@@ -77,7 +77,8 @@ class Units:
     def save(self, path: Path) -> None:
         words = {f"word/{word}": codes.astype(np.int16) for word, codes in self.codes.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, means=self.means, centre=self.centre, **words)
+        tables = {"means": self.means, "centre": self.centre}
+        np.savez_compressed(path, **tables, **words)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> Units:
