@@ -155,6 +155,15 @@ def _index_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", required=True, metavar="DIR", help="the index folder")
 
 
+def _place_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    place = parser.add_mutually_exclusive_group(required=required)
+    place.add_argument("--index", metavar="DIR", help="the index folder")
+    place.add_argument(
+        "--store", metavar="STORE",
+        help="or a store: lancedb:FOLDER_OR_BUCKET, qdrant:FOLDER, qdrant:http://HOST:6333",
+    )  # fmt: skip
+
+
 def _model_flag(parser: argparse.ArgumentParser, default: str | None, what: str) -> None:
     parser.add_argument("--model", default=default, metavar="NAME_OR_PATH", help=what)
 
@@ -289,24 +298,24 @@ def _about_speech(add: Add) -> None:
 def _about_index(add: Add) -> None:
     index = add("index", "apps.verbs.collection:index", "index files and folders, or update")
     index.add_argument("paths", nargs="+", metavar="PATH")
-    _index_flag(index)
+    _place_flags(index)
     _model_flag(index, None, "encoder of a new index; default: nano-colbert")
     _keeping(index, "of a new index")
     index.add_argument("--prune", action="store_true", help="remove documents whose file is gone")
     search = add("search", "apps.verbs.collection:search", "search an index")
     search.add_argument("query")
-    _index_flag(search)
+    _place_flags(search)
     _model_flag(search, None, "default: the model the index was made with")
     search.add_argument("-k", type=whole(1), default=10, help="how many hits (default 10)")
-    search.add_argument("--mode", choices=MODES, default="hybrid")
+    search.add_argument("--mode", choices=MODES, help="default hybrid; a store knows colbert only")
     search.add_argument(
         "--filter", type=condition, action="append", default=[], metavar="KEY=VALUE",
         help="source=*.pdf, type=md, 'date>=2024-05', or what `index --meta` kept; all must hold",
     )  # fmt: skip
     delete = add("delete", "apps.verbs.collection:delete", "delete documents from an index")
-    _index_flag(delete)
+    _place_flags(delete)
     delete.add_argument("--source", required=True, help="a source, or a pattern such as *.pdf")
-    _index_flag(add("info", "apps.verbs.collection:info", "say what an index holds"))
+    _place_flags(add("info", "apps.verbs.collection:info", "say what an index holds"))
 
 
 def _keeping(verb: argparse.ArgumentParser, what: str) -> None:
@@ -329,12 +338,16 @@ def _about_batches(add: Add) -> None:
     _keeping(encode, "of the segment")
     attach = add("attach", "apps.verbs.batches:attach", "take encoded segments into an index")
     attach.add_argument("segments", nargs="+", metavar="SEGMENT", help="as `encode` told them")
-    _index_flag(attach)
+    _place_flags(attach)
+    copy = add("copy", "apps.verbs.batches:copy", "copy an index into a store, or back")
+    _index_flag(copy)
+    copy.add_argument("--store", required=True, metavar="STORE", help="as in `index`")
+    copy.add_argument("--back", action="store_true", help="from the store into the index")
 
 
 def _about_care(add: Add) -> None:
     check = add("check", "apps.verbs.collection:check", "verify every stored byte of an index")
-    _index_flag(check)
+    _place_flags(check)
     check.add_argument("--recall", action="store_true", help="measure searches against exact ones")
     check.add_argument("-k", type=whole(1), default=10, help="of the k best (default 10)")
     check.add_argument(
@@ -348,7 +361,7 @@ def _about_care(add: Add) -> None:
     _index_flag(repair)
     _model_flag(repair, None, "default: the model the index was made with")
     compact = add("compact", "apps.verbs.collection:compact", "merge segments, give space back")
-    _index_flag(compact)
+    _place_flags(compact)
 
 
 def _about_measures(add: Add) -> None:
@@ -357,8 +370,8 @@ def _about_measures(add: Add) -> None:
     )
     evaluate.add_argument("folder", metavar="DIR", help="corpus.jsonl, queries.jsonl, qrels.tsv")
     _model_flag(evaluate, "nano-colbert", "the encoder (default nano-colbert)")
-    evaluate.add_argument("--mode", choices=MODES, default="hybrid")
-    evaluate.add_argument("--index", metavar="DIR", help="keep the index here for another run")
+    evaluate.add_argument("--mode", choices=MODES, help="as in `search`")
+    _place_flags(evaluate, required=False)  # kept for another run
     bench = add("bench", "apps.verbs.measures:bench", "measure speed on this machine")
     kinds = ("chat", "vision", "speech", "retrieval")
     bench.add_argument("what", nargs="?", choices=kinds, help="default: all of them")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lfm2_mm.registry import Kind
     from retrieval.encoder import Encoder
     from retrieval.index import Index
+    from retrieval.stores.collection import Collection
     from vision import Chat, TokenBudget
 
 SUGGESTED = {
@@ -35,16 +36,22 @@ def open_index(args: Namespace, *, create: bool = False) -> Index:
     """The index of `--index`, opened as the other flags say. The encoder loads when first used."""
     import retrieval
 
-    return retrieval.open(
-        args.index,
-        model=getattr(args, "model", None),
-        create=create,
-        codec=getattr(args, "codec", None),
-        pool=getattr(args, "pool", None),
-        device=args.device,
-        dtype=args.dtype,
-        offline=args.offline,
-    )
+    return retrieval.open(args.index, create=create, **_as_told(args))
+
+
+def open_place(args: Namespace, *, create: bool = False) -> Index | Collection:
+    """The index of `--index`, or the collection of `--store`."""
+    if args.store is None:
+        return open_index(args, create=create)
+    from retrieval.stores.collection import open_collection
+
+    return open_collection(args.store, create=create, **_as_told(args))
+
+
+def _as_told(args: Namespace) -> dict[str, Any]:
+    """How an index is opened, by the flags that a verb has."""
+    settings = {name: getattr(args, name, None) for name in ("model", "codec", "pool")}
+    return {**settings, "device": args.device, "dtype": args.dtype, "offline": args.offline}
 
 
 def open_encoder(args: Namespace) -> Encoder:

@@ -34,7 +34,7 @@ from retrieval.segments import Segment
 from retrieval.storage import Manifest, Stamp
 from retrieval.types import Batch, Progress, Skipped
 from retrieval.update import Run, digest, keep, look, nothing_indexed
-from retrieval.writer import Keeping, writing
+from retrieval.writer import Keeping, Writer, writing
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
@@ -228,7 +228,7 @@ def stamp_of(folder: Path, index: Path) -> Stamp | None:
         return manifest.stamp
 
 
-def attach(run: Run, folder: Path) -> None:
+def attach(run: Run[Writer], folder: Path) -> None:
     """Bring a segment folder's documents into the index that `run` writes, in one publication."""
     writer = run.writer
     with _opened(folder) as (theirs, catalog):
@@ -245,7 +245,7 @@ def attach(run: Run, folder: Path) -> None:
     writer.commit()
 
 
-def _require_alike(run: Run, folder: Path, theirs: Stamp) -> None:
+def _require_alike(run: Run[Writer], folder: Path, theirs: Stamp) -> None:
     """Vectors of two models, or kept in two ways, must not come together."""
     ours = run.writer.manifest.stamp or theirs
     for name in ("fingerprint", "dim", "codec", "pool"):
@@ -260,7 +260,7 @@ def _require_alike(run: Run, folder: Path, theirs: Stamp) -> None:
 
 
 def _wanted(
-    run: Run, folder: Path, catalog: Catalog, documents: Sequence[int]
+    run: Run[Writer], folder: Path, catalog: Catalog, documents: Sequence[int]
 ) -> Iterator[tuple[NewDocument, Known | None]]:
     """Those documents that the index lacks or has in another state, and what they replace."""
     for document in documents:

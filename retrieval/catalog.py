@@ -190,6 +190,13 @@ class Catalog:
         found = self._all(f"SELECT id FROM ({selection}) ORDER BY id", values)
         return np.array([row[0] for row in found], dtype=np.int64)
 
+    def chosen(self, condition: str, values: Mapping[str, Any], now: int) -> np.ndarray:
+        """Ids of the passages for which SQL over `documents d` and `chunks c` holds, ascending."""
+        query = "SELECT c.id FROM chunks c JOIN documents d ON d.id = c.document "
+        query += f"WHERE {SEEN} AND ({condition}) ORDER BY c.id"
+        found = self._all(query, {**values, "now": now})
+        return np.array([row[0] for row in found], dtype=np.int64)
+
     def _selection(self, where: Conditions, now: int) -> tuple[str, dict[str, Any]]:
         """A query for the passages that fit all of `where`."""
         conditions, values = filters.conditions(where, self.keys(now))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from lfm2_mm.errors import BadInput
 from retrieval import index as indexes
 from retrieval.fusion import Fusion
+from retrieval.stores.collection import Collection, open_collection
 from retrieval.types import MODES, Mode
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def evaluate(
     folder: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] | Encoder | None = None,
-    mode: Mode = "hybrid",
+    mode: Mode | None = None,
+    store: str | None = None,
     index: str | os.PathLike[str] | None = None,
     fusion: Fusion | None = None,
     device: str = "auto",
@@ -69,24 +71,28 @@ def evaluate(
 
     Each may be plain, .gz or .xz. Queries without judgements are left out. A document that is cut
     into passages counts by its best one. index: where to keep the index, so that a second run has
-    nothing to encode; None makes one that goes with the call. Averages are over the queries.
+    nothing to encode; None makes one that goes with the call. store: the same in a store, which
+    only knows the mode colbert; mode: None takes that there, and hybrid elsewhere. Averages are
+    over the queries.
     Raises BadInput, with file and line, for what is missing or malformed.
     """
     folder = Path(folder)
     tell = progress or (lambda done, total, what: None)
+    mode = mode or ("colbert" if store else "hybrid")
     if mode not in MODES:
         raise BadInput(f"no search mode {mode!r}; known: {', '.join(MODES)}")
     qrels = read_qrels(folder)
     queries = read_queries(folder, qrels)
     with contextlib.ExitStack() as stack:
-        place = index or stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="lfm2-mm-", ignore_cleanup_errors=True)
-        )
-        opened = stack.enter_context(
-            indexes.open(
-                place, model=model, create=True, device=device, dtype=dtype, offline=offline
+        how: Any = {"model": model, "device": device, "dtype": dtype, "offline": offline}
+        opened: Index | Collection
+        if store:
+            opened = stack.enter_context(open_collection(store, create=True, **how))
+        else:
+            place = index or stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="lfm2-mm-", ignore_cleanup_errors=True)
             )
-        )
+            opened = stack.enter_context(indexes.open(place, create=True, **how))
         report = opened.add_texts(
             read_corpus(folder), progress=lambda step: tell(step.files, 0, step.source)
         )
@@ -123,8 +129,12 @@ def _ranked(documents: list[str]) -> dict[str, float]:
 
 
 def _search(
-    opened: Index, queries: dict[str, str], mode: Mode, fusion: Fusion | None, tell: Tell
-) -> Iterator[tuple[str, list[str]]]:
+    opened: Index | Collection,
+    queries: dict[str, str],
+    mode: Mode,
+    fusion: Fusion | None,
+    tell: Tell,
+) -> Iterator[tuple[str, list[str]]]:  # fmt: skip
     for done, (name, text) in enumerate(queries.items(), start=1):
         found = opened.rank(text, DEPTH, mode, fusion=fusion)
         yield name, [source for source, _ in found]

@@ -224,7 +224,7 @@ class Index:
     @contextlib.contextmanager
     def _run(
         self, meta: Mapping[str, str], progress: Callable[[Progress], None] | None
-    ) -> Iterator[tuple[Run, Callable[[], Report]]]:
+    ) -> Iterator[tuple[Run[Writer], Callable[[], Report]]]:
         """A run as the only writer; the report can be had once it is over."""
         from retrieval.compact import tidy
         from retrieval.update import Run
@@ -265,7 +265,7 @@ class Index:
             if len(rows) != len(ids):
                 raise self._reader.damaged("passages that have vectors lack their text")
             return [
-                _hit(rank, float(score), row, self._matched(view, asked, row))
+                hit_of(rank, float(score), row, self._matched(view, asked, row))
                 for rank, (score, row) in enumerate(zip(scores, rows, strict=True), start=1)
             ]
 
@@ -296,7 +296,7 @@ class Index:
         self, query: str, k: int, mode: Mode, where: Where | None, fusion: Fusion | None
     ) -> Iterator[tuple[View, Query]]:
         """A checked query, and the state to search, which is held only after it was encoded."""
-        _check_question(query, k, mode)
+        check_question(query, k, mode)
         empty = self._reader.refreshed().manifest.chunks == 0
         vectors = None
         if mode != "lexical" and not empty:
@@ -414,26 +414,9 @@ class Index:
         """The same for the stamp of any folder."""
         if not self._keeping and self._model is None:
             return
-        if (codec := self._keeping.get("codec", DEFAULT)) not in CODECS:
-            raise BadInput(f"no codec {codec!r}; known: {', '.join(CODECS)}")
-        if (pool := self._keeping.get("pool", 1)) < 1:
-            raise BadInput(f"a pooling factor is 1 (none) or more; got {pool}")
-        for name, value in self._keeping.items() if stamp else ():
-            if value != getattr(stamp, name):
-                raise BadInput(
-                    f"{folder} was made with {name} {getattr(stamp, name)}, not {value}: "
-                    "index again into a new folder"
-                )
-        if stamp is None or self._model is None:
-            return
-        if not isinstance(self._model, (str, os.PathLike)):
-            storage.require_same(folder, stamp, self._model)
-            return
-        from retrieval.encoder import fingerprint_of
-
-        name = os.fspath(self._model)
-        found = fingerprint_of(name, offline=self._options["offline"])
-        storage.require_same(folder, stamp, replace(stamp, name=name, fingerprint=found))
+        require_keeping(folder, stamp, self._keeping)
+        if stamp and self._model is not None:
+            require_model(folder, stamp, self._model, self._options["offline"])
 
     def _open_encoder(self) -> Encoder:
         if self._model is not None and not isinstance(self._model, (str, os.PathLike)):
@@ -449,13 +432,42 @@ class Index:
             storage.require_same(self.folder, manifest.stamp, self._encoder)
 
 
-def _check_question(query: str, k: int, mode: str) -> None:
+def check_question(query: str, k: int, mode: str) -> None:
+    """Raise BadInput for an unknown mode, k below 1, or an empty query."""
     if mode not in MODES:
         raise BadInput(f"no search mode {mode!r}; known: {', '.join(MODES)}")
     if k < 1:
         raise BadInput(f"{k} results were asked for; ask for 1 or more")
     if not query.strip():
         raise BadInput("the query is empty: say what to look for")
+
+
+def require_keeping(place: object, stamp: Stamp | None, keeping: Mapping[str, Any]) -> None:
+    """Raise BadInput for settings that cannot be, or that are not those of the stamp."""
+    if (codec := keeping.get("codec", DEFAULT)) not in CODECS:
+        raise BadInput(f"no codec {codec!r}; known: {', '.join(CODECS)}")
+    if (pool := keeping.get("pool", 1)) < 1:
+        raise BadInput(f"a pooling factor is 1 (none) or more; got {pool}")
+    for name, value in keeping.items() if stamp else ():
+        if value != getattr(stamp, name):
+            raise BadInput(
+                f"{place} was made with {name} {getattr(stamp, name)}, not {value}: "
+                "index again into a new folder"
+            )
+
+
+def require_model(
+    place: object, stamp: Stamp, model: str | os.PathLike[str] | Encoder, offline: bool
+) -> None:
+    """Raise IndexMismatch unless `model` made the vectors; a name is looked up, not loaded."""
+    if not isinstance(model, (str, os.PathLike)):
+        storage.require_same(place, stamp, model)
+        return
+    from retrieval.encoder import fingerprint_of
+
+    name = os.fspath(model)
+    found = fingerprint_of(name, offline=offline)
+    storage.require_same(place, stamp, replace(stamp, name=name, fingerprint=found))
 
 
 def checked_meta(meta: Mapping[str, str]) -> dict[str, str]:
@@ -471,7 +483,8 @@ def checked_meta(meta: Mapping[str, str]) -> dict[str, str]:
     return {str(key): str(value) for key, value in meta.items()}
 
 
-def _hit(rank: int, score: float, row: Row, matched: tuple[Match, ...]) -> Hit:
+def hit_of(rank: int, score: float, row: Row, matched: tuple[Match, ...]) -> Hit:
+    """A passage as a search answers it."""
     return Hit(
         rank=rank, score=score, id=row.id, document=row.document, source=row.source,
         start=row.start, end=row.end, text=row.text, page=row.page, heading=row.heading,
@@ -479,7 +492,7 @@ def _hit(rank: int, score: float, row: Row, matched: tuple[Match, ...]) -> Hit:
     )  # fmt: skip
 
 
-def _report(run: Run, folder: Path, seconds: float) -> Report:
+def _report(run: Run[Writer], folder: Path, seconds: float) -> Report:
     manifest, tally = run.writer.manifest, run.writer.tally
     return Report(
         manifest.documents, manifest.chunks, manifest.tokens, storage.bytes_of(folder),

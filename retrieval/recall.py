@@ -44,13 +44,13 @@ def phrases(texts: Sequence[str], seed: int = 0) -> Iterator[str]:
 
 def measure(view: View, queries: Sequence[np.ndarray], k: int) -> Recall:
     """Recall of searches as they are, over query vectors (tokens, dim)."""
-    exact, exact_s = _timed(view.vectors.exact.candidates, queries, k)
+    exact, exact_s = timed(_scores(view.vectors.exact.candidates), queries, k)
     return _measured(view.vectors, queries, k, exact, exact_s, view.manifest.effort)
 
 
 def reach(view: View, queries: Sequence[np.ndarray], k: int, target: float) -> Recall:
     """The least effort, by doubling, whose recall is `target`; what is set already where it is."""
-    exact, exact_s = _timed(view.vectors.exact.candidates, queries, k)
+    exact, exact_s = timed(_scores(view.vectors.exact.candidates), queries, k)
     effort = view.manifest.effort
     while True:
         scorer = Candidates(view.segments, effort)
@@ -62,29 +62,34 @@ def reach(view: View, queries: Sequence[np.ndarray], k: int, target: float) -> R
 
 
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+Scores = Callable[[np.ndarray, int], np.ndarray]
+
+
+def _scores(search: Search) -> Scores:
+    return lambda query, k: search(query, k)[1]
 
 
 def _measured(
     scorer: Candidates, queries: Sequence[np.ndarray], k: int, exact: Sequence[np.ndarray],
     exact_s: float, effort: int | None,
 ) -> Recall:  # fmt: skip
-    found, search_s = _timed(scorer.candidates, queries, k)
-    shares = [_share(f, e) for f, e in zip(found, exact, strict=True)]
+    found, search_s = timed(_scores(scorer.candidates), queries, k)
+    shares = [share(f, e) for f, e in zip(found, exact, strict=True)]
     value = float(np.mean(shares)) if shares else 1.0
     return Recall(k, value, len(queries), effort, 1000 * search_s, 1000 * exact_s)
 
 
-def _timed(search: Search, queries: Sequence[np.ndarray], k: int) -> tuple[list[np.ndarray], float]:
+def timed(search: Scores, queries: Sequence[np.ndarray], k: int) -> tuple[list[np.ndarray], float]:
     """Scores of the k best of each query, and the median seconds of one."""
     scores, seconds = [], [0.0]
     for query in queries:
         started = time.perf_counter()
-        scores.append(search(query, k)[1])
+        scores.append(search(query, k))
         seconds.append(time.perf_counter() - started)
     return scores, statistics.median(seconds[1:] or seconds)
 
 
-def _share(found: np.ndarray, exact: np.ndarray) -> float:
+def share(found: np.ndarray, exact: np.ndarray) -> float:
     """How many of the exact best were found; one that scores as the last of them is as good."""
     if not len(exact):
         return 1.0

@@ -27,7 +27,7 @@ from retrieval.segments import Segment, SegmentWriter, sweep, verify
 from retrieval.storage import CATALOG, MANIFEST, SEGMENTS, SUMS, Entry, Manifest, Stamp
 from retrieval.types import Damage, Skipped
 from retrieval.update import Run, bring, look_at
-from retrieval.writer import Incoming
+from retrieval.writer import Incoming, Writer
 
 REST = "catalog.sqlite.rest"  # what is whole, while it is being gathered
 
@@ -66,7 +66,7 @@ def repair(folder: Path, damaged: Sequence[Damage]) -> Work:
     return Work(tuple(bare), tuple(lost))
 
 
-def restore(run: Run, work: Work) -> None:
+def restore(run: Run[Writer], work: Work) -> None:
     """Encode again, read again; what cannot be is told in the run."""
     writer = run.writer
     for document in work.documents:

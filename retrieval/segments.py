@@ -77,10 +77,17 @@ class SegmentWriter:
             raise BadInput(f"rows of {segment.entry.codec} cannot follow {self._codec.name}")
         whole = not self._ids and np.array_equal(rows, np.arange(segment.entry.chunks))
         for place, row in enumerate(rows.tolist()):
-            self._file.write(segment.stored(row).tobytes())
-            self._ids.append(int(segment.ids[row]) if first is None else first + place)
-            self._offsets.append(self.tokens + int(segment.bounds[row + 1] - segment.bounds[row]))
+            self.put(int(segment.ids[row]) if first is None else first + place, segment.stored(row))
         self._copied = segment if whole else None
+
+    def put(self, chunk: int, rows: np.ndarray) -> None:
+        """Append one passage whose rows (T, row_bytes) uint8 are of this codec already."""
+        if rows.dtype != np.uint8 or rows.shape[1:] != (self._codec.row_bytes(self._dim),):
+            raise BadInput(f"rows {rows.shape} of passage {chunk} are none of {self._codec.name}")
+        self._file.write(rows.tobytes())
+        self._ids.append(chunk)
+        self._offsets.append(self.tokens + len(rows))
+        self._copied = None
 
     def cut(self, chunks: int) -> None:
         """Keep the first `chunks` passages only."""

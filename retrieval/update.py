@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lfm2_mm.errors import BadInput, Unreadable
 from retrieval.documents import Document, cut, find_files, read, source_of
 from retrieval.files import open_regular, path_of, vanished
 from retrieval.rows import Known, NewChunk
 from retrieval.types import Progress, Skipped
-from retrieval.writer import Incoming, Writer
+from retrieval.writer import Incoming, Tally
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
@@ -25,11 +25,14 @@ Paths = Iterable[str | os.PathLike[str]]
 CONTEXT_SHARE = 8  # at most one token in eight tells where a passage stands
 
 
+W = TypeVar("W")  # a Writer, or what stores.writing has in its place
+
+
 @dataclass
-class Run:
+class Run(Generic[W]):
     """One update: the writer, the encoder once it is needed, and what was met so far."""
 
-    writer: Writer
+    writer: W
     encoder: Callable[[], Encoder]
     meta: Mapping[str, str]
     tell: Callable[[Progress], None] = lambda progress: None
@@ -38,7 +41,8 @@ class Run:
     skipped: list[Skipped] = field(default_factory=list)
 
     def advance(self, **values: Any) -> None:
-        self.progress = replace(self.progress, tokens=self.writer.tally.tokens, **values)
+        tally: Tally = self.writer.tally  # type: ignore[attr-defined]
+        self.progress = replace(self.progress, tokens=tally.tokens, **values)
         self.tell(self.progress)
 
     def encoded(self, chunks: int) -> None:
@@ -55,12 +59,13 @@ class File:
     mtime_ns: int
 
 
-def look(paths: Paths, folder: Path) -> list[File]:
+def look(paths: Paths, folder: Path | None) -> list[File]:
     """The files in `paths` but for the index's own. Raises BadInput for a path that is missing."""
-    return [look_at(path) for path in find_files(paths, ignore=[folder])]
+    ignored = [folder] if folder else []
+    return [look_at(path) for path in find_files(paths, ignore=ignored)]
 
 
-def update(run: Run, files: Sequence[File], roots: Paths, *, prune: bool) -> None:
+def update(run: Run[Any], files: Sequence[File], roots: Paths, *, prune: bool) -> None:
     """Bring `files` up to date; with `prune`, forget documents below `roots` that are not there."""
     run.progress = replace(
         run.progress, of_files=len(files), of_bytes=sum(max(0, file.size) for file in files)
@@ -74,7 +79,7 @@ def update(run: Run, files: Sequence[File], roots: Paths, *, prune: bool) -> Non
         _prune(run, [source_of(path) for path in roots], {file.source for file in files})
 
 
-def add_texts(run: Run, texts: Iterable[tuple[str, str, str]]) -> None:
+def add_texts(run: Run[Any], texts: Iterable[tuple[str, str, str]]) -> None:
     """Add or bring up to date documents that are given as (source, text, title)."""
     run.writer.progress = run.encoded
     run.progress = replace(run.progress, of_files=len(texts) if isinstance(texts, Sized) else 0)
@@ -98,7 +103,7 @@ def look_at(path: Path) -> File:
     return File(path, source_of(path), -1, 0)
 
 
-def bring(run: Run, file: File) -> None:
+def bring(run: Run[Any], file: File) -> None:
     writer = run.writer
     known = writer.known(file.source)
     if known and (known.size, known.mtime_ns) == (file.size, file.mtime_ns):
@@ -116,7 +121,7 @@ def bring(run: Run, file: File) -> None:
     run.skipped.append(Skipped(file.source, why))
 
 
-def _read(run: Run, file: File, known: Known | None) -> None:
+def _read(run: Run[Any], file: File, known: Known | None) -> None:
     """A file that is new, or was touched since; raises Unreadable."""
     if known and known.size == file.size and known.sha256 == _settled(file):
         keep(run, known, file.size, file.mtime_ns, run.meta)
@@ -125,7 +130,7 @@ def _read(run: Run, file: File, known: Known | None) -> None:
         _take(run, document, known, _settled(file), file.size, file.mtime_ns)
 
 
-def _take_text(run: Run, source: str, text: str, title: str) -> None:
+def _take_text(run: Run[Any], source: str, text: str, title: str) -> None:
     try:
         sha256 = hashlib.sha256(f"{title}\0{text}".encode()).hexdigest()
     except UnicodeEncodeError as error:
@@ -142,7 +147,7 @@ def _take_text(run: Run, source: str, text: str, title: str) -> None:
 
 
 def keep(
-    run: Run, known: Known, size: int | None, mtime_ns: int | None, meta: Mapping[str, str]
+    run: Run[Any], known: Known, size: int | None, mtime_ns: int | None, meta: Mapping[str, str]
 ) -> None:
     """A document whose content is as it was."""
     run.unchanged += 1
@@ -152,7 +157,7 @@ def keep(
 
 
 def _take(
-    run: Run, document: Document, known: Known | None, sha256: str,
+    run: Run[Any], document: Document, known: Known | None, sha256: str,
     size: int | None, mtime_ns: int | None,
 ) -> None:  # fmt: skip
     chunks = passages(document, run.encoder())
@@ -166,7 +171,7 @@ def _take(
     run.skipped += (Skipped(document.source, note) for note in document.notes)
 
 
-def _prune(run: Run, roots: Sequence[str], found: set[str]) -> None:
+def _prune(run: Run[Any], roots: Sequence[str], found: set[str]) -> None:
     for source in run.writer.catalog.files(run.writer.now):
         below = any(source == root or source.startswith(root.rstrip("/") + "/") for root in roots)
         if below and source not in found and vanished(path_of(source)):

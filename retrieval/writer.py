@@ -167,6 +167,24 @@ class Writer:
         for document, replaces in documents:
             self._finish(replace(document, id=self._next_id), replaces)
 
+    def take(
+        self, stamp: Stamp, document: NewDocument, rows: Sequence[np.ndarray],
+        replaces: Known | None,
+    ) -> None:  # fmt: skip
+        """Take one document over whose rows come from elsewhere, under new ids.
+
+        rows: for each passage (T, row_bytes) uint8; stamp: what made them, as this index.
+        """
+        self._encode()
+        if self._segment is None:
+            self._begin(self.manifest.stamp or stamp)
+        assert self._segment is not None
+        for place, one in enumerate(rows):
+            self._segment.put(self._next_id + place, one)
+        self._finish(replace(document, id=self._next_id), replaces)
+        if len(self._segment) >= SEGMENT_CHUNKS:
+            self.commit()
+
     def remove(self, known: Known) -> None:
         """Take a document away with the next publication."""
         self._gone.append(known)

@@ -16,21 +16,27 @@ from lfm2_mm.errors import BadInput
 if TYPE_CHECKING:
     from retrieval.index import Index
     from retrieval.recall import Recall
-    from retrieval.types import Damage, Hit, Info, Match, Report
+    from retrieval.stores.collection import Collection
+    from retrieval.types import Damage, Hit, Info, Match, Mode, Report
 
 STRONG = 0.6  # cosine from which a matched word is shown in bold
 
 
 def index(args: Namespace, screen: Screen) -> None:
     """Create an index or bring it up to date."""
-    with wiring.open_index(args, create=True) as opened, screen.progress("bytes") as tell:
+    with wiring.open_place(args, create=True) as opened, screen.progress("bytes") as tell:
         report = opened.update(
             args.paths,
             prune=args.prune,
             meta=dict(args.meta),
             progress=lambda step: tell(step.bytes, step.of_bytes, step.source),
         )
-    screen.result({"index": str(args.index), **asdict(report)}, report_lines(report))
+    screen.result({**place_of(args), **asdict(report)}, report_lines(report))
+
+
+def place_of(args: Namespace) -> dict[str, str]:
+    """Where a verb worked, for its record."""
+    return {"index": args.index} if args.index else {"store": args.store}
 
 
 def report_lines(report: Report) -> Iterator[str]:
@@ -48,9 +54,10 @@ def report_lines(report: Report) -> Iterator[str]:
 
 def search(args: Namespace, screen: Screen) -> None:
     """Search an index."""
-    with wiring.open_index(args) as opened:
+    with wiring.open_place(args) as opened:
         start = time.perf_counter()
-        hits = opened.search(args.query, k=args.k, mode=args.mode, where=args.filter)
+        mode: Mode = args.mode or ("colbert" if args.store else "hybrid")
+        hits = opened.search(args.query, k=args.k, mode=mode, where=args.filter)
         seconds = time.perf_counter() - start
     record = {"query": args.query, "hits": [asdict(hit) for hit in hits], "seconds": seconds}
     screen.result(record, _hit_lines(hits, screen))
@@ -82,7 +89,7 @@ def marked(text: str, matches: Sequence[Match], screen: Screen) -> str:
 
 def delete(args: Namespace, screen: Screen) -> None:
     """Delete documents by source or pattern."""
-    with wiring.open_index(args) as opened:
+    with wiring.open_place(args) as opened:
         report = opened.delete(args.source)
         held = opened.info()
     lines = [f"{report.removed} removed", *_info_lines(held)]
@@ -91,7 +98,7 @@ def delete(args: Namespace, screen: Screen) -> None:
 
 def info(args: Namespace, screen: Screen) -> None:
     """Say what an index holds."""
-    with wiring.open_index(args) as opened:
+    with wiring.open_place(args) as opened:
         held = opened.info()
     screen.result(asdict(held), _info_lines(held))
 
@@ -113,10 +120,10 @@ def check(args: Namespace, screen: Screen) -> int:
         args.wrong_usage("--queries, --target and --keep go with --recall")
     if args.keep and args.target is None:
         args.wrong_usage("--keep goes with --target: the recall to be kept")
-    with wiring.open_index(args) as opened:
+    with wiring.open_place(args) as opened:
         damaged = opened.check()
         record: dict[str, Any] = {"ok": not damaged, "damaged": [asdict(one) for one in damaged]}
-        lines = _damage_lines(damaged) or [f"{args.index} is sound"]
+        lines = _damage_lines(damaged) or [f"{args.index or args.store} is sound"]
         if args.recall and not damaged:
             found = _recall(args, opened)
             record["recall"] = asdict(found)
@@ -129,7 +136,7 @@ def _damage_lines(damaged: Sequence[Damage]) -> list[str]:
     return [f"damaged {plain(one.file)}: {plain(one.what)}" for one in damaged]
 
 
-def _recall(args: Namespace, opened: Index) -> Recall:
+def _recall(args: Namespace, opened: Index | Collection) -> Recall:
     queries = None
     if args.queries:
         text = Path(args.queries).read_text(encoding="utf-8", errors="replace")
@@ -178,7 +185,7 @@ def repair(args: Namespace, screen: Screen) -> int:
 
 def compact(args: Namespace, screen: Screen) -> None:
     """Merge segments and give back the space of what was deleted."""
-    with wiring.open_index(args) as opened, screen.progress("chunks") as tell:
+    with wiring.open_place(args) as opened, screen.progress("chunks") as tell:
         before = opened.info().bytes
         held = opened.compact(lambda done, total: tell(done, total, "copying"))
     lines = [f"{size(before)} became {size(held.bytes)}", *_info_lines(held)]

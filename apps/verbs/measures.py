@@ -20,6 +20,7 @@ def evaluate(args: Namespace, screen: Screen) -> None:
             model=args.model,
             mode=args.mode,
             index=args.index,
+            store=args.store,
             device=args.device,
             dtype=args.dtype,
             offline=args.offline,

@@ -1,0 +1,402 @@
+"""What a user means by a collection in a store: as an `Index`, but an engine holds it.
+
+The engine proposes, exact MaxSim over our own rows decides the order, and conditions are part of
+the engine's own search. Search is by meaning: words are looked up in an index folder only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lfm2_mm.errors import BadInput, IndexDamaged
+from retrieval import filters, matches, storage
+from retrieval.codecs import CODECS
+from retrieval.filters import Where as Conditions
+from retrieval.index import DEFAULT_MODEL, check_question, checked_meta, hit_of
+from retrieval.segments import best
+from retrieval.stores import open_store
+from retrieval.stores import where as tree
+from retrieval.stores.seam import CandidateStore, Head, Passage
+from retrieval.stores.where import In, Where
+from retrieval.stores.writing import StoreWriter, writing
+from retrieval.types import Damage, Hit, Info, Match, Mode, Progress, Report, Source
+from retrieval.writer import Keeping
+
+if TYPE_CHECKING:
+    from retrieval.encoder import Encoder
+    from retrieval.recall import Recall
+    from retrieval.update import Run
+
+FEW = 512  # passages that are all scored: fetching them costs what choosing among them would
+EFFORT = 200  # passages that are scored exactly, or
+EFFORT_K = 10  # this many times as many as are asked for
+BATCH = 1024  # passages of a whole pass that are in memory at once
+
+
+def open_collection(
+    store: str | CandidateStore,
+    *,
+    model: str | os.PathLike[str] | Encoder | None = None,
+    create: bool = False,
+    codec: str | None = None,
+    pool: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    offline: bool = False,
+) -> Collection:
+    """The collection in a store such as "lancedb:./my.lance"; the rest as in `retrieval.open`."""
+    opened = open_store(store, create=create) if isinstance(store, str) else store
+    options = {"device": device, "dtype": dtype, "offline": offline}
+    collection = Collection(opened, model, {"codec": codec, "pool": pool}, options)
+    try:
+        collection.require_settings()
+    except BaseException:
+        opened.close()
+        raise
+    return collection
+
+
+class Collection:
+    """Made by `open_collection`. Searches see what is in the engine at that moment."""
+
+    def __init__(
+        self,
+        store: CandidateStore,
+        model: str | os.PathLike[str] | Encoder | None,
+        keeping: dict[str, Any],
+        options: dict[str, Any],
+    ) -> None:
+        self.store = store
+        self._model = model
+        self._keeping = {name: value for name, value in keeping.items() if value is not None}
+        self._options = options
+        self._encoder: Encoder | None = None
+        self._opening = threading.Lock()
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        self.store.close()
+
+    # --- changing --------------------------------------------------------------------------------
+
+    def update(
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        prune: bool = False,
+        meta: Mapping[str, str] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Report:
+        """As `Index.update`."""
+        from retrieval.update import look, nothing_indexed, update
+
+        roots = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        files = look(roots, self.store.folder)
+        if not files and not prune:
+            raise nothing_indexed(roots, [])
+        with self._run(checked_meta(meta or {}), progress) as (run, writer, reported):
+            writer.expect(file.source for file in files)
+            update(run, files, roots, prune=prune)
+        report = reported()
+        if not (report.added or report.updated or report.removed or report.unchanged):
+            raise nothing_indexed(roots, report.skipped)
+        return report
+
+    def add_texts(
+        self,
+        texts: Iterable[tuple[str, str, str]],
+        *,
+        meta: Mapping[str, str] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Report:
+        """As `Index.add_texts`."""
+        from retrieval.update import add_texts
+
+        with self._run(checked_meta(meta or {}), progress) as (run, writer, reported):
+            add_texts(run, writer.ahead(texts))
+        return reported()
+
+    def attach(
+        self,
+        segments: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Report:
+        """Take over the documents of segment folders or whole indexes, as `Index.attach` does."""
+        from retrieval.stores.copying import take_all
+        from retrieval.stores.own import open_store as open_own
+
+        named = [segments] if isinstance(segments, (str, os.PathLike)) else list(segments)
+        with self._run({}, progress) as (run, writer, reported):
+            for folder in named:
+                with contextlib.closing(open_own(os.fspath(folder), create=False)) as theirs:
+                    take_all(theirs, run, writer)
+        return reported()
+
+    def delete(self, pattern: str) -> Report:
+        """As `Index.delete`: a source or a file's name, or where there is none of it, a glob."""
+        from retrieval.files import source_of
+
+        exact: Where = In("source", (pattern,))
+        with contextlib.suppress(OSError, ValueError):
+            exact = tree.Or((exact, In("name", (pattern,)), In("source", (source_of(pattern),))))
+        with self._run({}, None) as (_, writer, reported):
+            found = self._headings(exact) or self._headings(tree.source(pattern))
+            if not found:
+                raise BadInput(
+                    f"no document {pattern!r} in {self.store.address}: give a source as `search` "
+                    "shows it, a file's name, or a pattern such as '*.pdf'"
+                )
+            for heading in found:
+                if known := writer.known(heading.source):
+                    writer.remove(known)
+        return reported()
+
+    def compact(self, progress: Callable[[int, int], None] | None = None) -> Info:
+        """Have the engine merge what it wrote, index all of it, and give space back."""
+        with self.store.writing():
+            self.store.optimize()
+        return self.info()
+
+    def set_effort(self, effort: int | None) -> None:
+        """Score so many passages exactly in each search; None: as many as is usual."""
+        with self.store.writing():
+            self.store.put_head(replace(self._head(), effort=effort))
+
+    @contextlib.contextmanager
+    def _run(
+        self, meta: Mapping[str, str], progress: Callable[[Progress], None] | None
+    ) -> Iterator[tuple[Run[StoreWriter], StoreWriter, Callable[[], Report]]]:
+        from retrieval.update import Run
+
+        started = time.monotonic()
+        with writing(self.store, self.encoder, Keeping(**self._keeping)) as writer:
+            self.require_settings()  # another writer may have been the first
+            run = Run(writer, self.encoder, meta, progress or (lambda _: None))
+            yield run, writer, lambda: self._report(run, time.monotonic() - started)
+            writer.commit()
+            if self.store.head():
+                self.store.tidy()
+
+    def _report(self, run: Run[StoreWriter], seconds: float) -> Report:
+        held, tally = self.info(), run.writer.tally
+        return Report(
+            held.documents, held.chunks, held.tokens, held.bytes, added=tally.added,
+            updated=tally.updated, removed=tally.removed, unchanged=run.unchanged,
+            skipped=tuple(run.skipped), seconds=seconds,
+        )  # fmt: skip
+
+    # --- searching -------------------------------------------------------------------------------
+
+    def search(
+        self, query: str, k: int = 10, mode: Mode = "colbert", where: Conditions | None = None
+    ) -> list[Hit]:
+        """The k best passages by exact MaxSim, best first; `where` as in `Index.search`."""
+        self._check(query, k, mode)
+        head = self.store.head()
+        if head is None:
+            return []
+        vectors = self.encoder().encode_queries([query])[0]
+        found = self._best(head, vectors, k, self._where(head, where))
+        return [
+            hit_of(rank, score, one.row, self._matched(head, query, vectors, one))
+            for rank, (one, score) in enumerate(found, start=1)
+        ]
+
+    def rank(
+        self, query: str, k: int = 100, mode: Mode = "colbert", where: Conditions | None = None,
+        **_: object,
+    ) -> list[tuple[str, float]]:  # fmt: skip
+        """The k best documents: source, and score of its best passage. Else as `search`."""
+        self._check(query, k, mode)
+        head = self.store.head()
+        if head is None:
+            return []
+        vectors, wanted = self.encoder().encode_queries([query])[0], k
+        condition = self._where(head, where)
+        while True:
+            passages = self._best(head, vectors, wanted, condition)
+            found: dict[str, float] = {}
+            for one, score in passages:
+                found.setdefault(one.heading.source, score)
+            if len(found) >= k or len(passages) < wanted:
+                return list(found.items())[:k]
+            wanted *= 2
+
+    def _check(self, query: str, k: int, mode: str) -> None:
+        check_question(query, k, mode)
+        if mode != "colbert":
+            raise BadInput(
+                f"{self.store.address} is searched by meaning (mode colbert), not {mode}: words "
+                "are looked up in an index folder only (`lfm2-mm copy` makes one)"
+            )
+
+    def _where(self, head: Head, where: Conditions | None) -> Where | None:
+        condition = tree.parsed(filters.pairs(where), head.keys)
+        return self._resolved(condition) if condition else None
+
+    def _resolved(self, condition: Where) -> Where:
+        native = (tree.Glob,) if self.store.caps.patterns else ()
+        return tree.resolved(condition, native, self.store.headings)
+
+    def _best(
+        self, head: Head, query: np.ndarray, k: int, where: Where | None
+    ) -> list[tuple[Passage, float]]:
+        """The k best passages and their exact scores."""
+        effort = max(k, head.effort or max(EFFORT, EFFORT_K * k))
+        if self.store.count(where) <= max(effort, FEW):
+            passages = list(self.store.scan(where))
+        else:
+            passages = self.store.fetch(self.store.candidates(query, effort, where))
+        scores = self._scores(head, query, passages)
+        ids = np.array([one.id for one in passages], dtype=np.int64)
+        places = {one.id: one for one in passages}
+        chosen = zip(*best(ids, scores, k), strict=True)
+        return [(places[int(one)], float(score)) for one, score in chosen]
+
+    def _scores(self, head: Head, query: np.ndarray, passages: Sequence[Passage]) -> np.ndarray:
+        """Exact MaxSim (N,), over the rows as our index has them."""
+        codec = CODECS[head.stamp.codec]
+        for one in passages:
+            if not one.sound:
+                raise IndexDamaged(
+                    f"{self.store.address}: passage {one.id} of {one.heading.source!r} is not as "
+                    "it was written; `lfm2-mm check` tells what else is damaged"
+                )
+        empty = np.empty((0, codec.row_bytes(head.stamp.dim)), np.uint8)
+        rows = np.concatenate([empty, *(one.rows for one in passages)])
+        bounds = np.cumsum([0, *(len(one.rows) for one in passages)])
+        return codec.scores(query, rows, bounds[:-1], bounds[1:])
+
+    def _matched(
+        self, head: Head, query: str, vectors: np.ndarray, one: Passage
+    ) -> tuple[Match, ...]:
+        encoder, row = self.encoder(), one.row
+        stored = one.vectors(head.stamp)
+        if head.stamp.pool > 1:  # what is stored no longer tells the tokens apart
+            passage = f"{row.context}\n{row.text}" if row.context else row.text
+            (stored,) = encoder.encode_documents([passage])
+        return matches.by_meaning(encoder, query, vectors, row.context, row.text, stored)
+
+    # --- telling ---------------------------------------------------------------------------------
+
+    def info(self) -> Info:
+        """What the store holds. Bytes are 0 where the engine does not tell."""
+        head = self.store.head()
+        if head is None:
+            return Info(0, 0, 0, 0, None, storage.VERSION)
+        documents = tokens = 0
+        for heading in self.store.headings():
+            documents, tokens = documents + 1, tokens + heading.tokens
+        stamp = head.stamp
+        return Info(
+            documents, self.store.count(), tokens, self.store.bytes(), stamp.name, storage.VERSION,
+            codec=stamp.codec, bytes_per_token=CODECS[stamp.codec].row_bytes(stamp.dim),
+            pool=stamp.pool,
+        )  # fmt: skip
+
+    def sources(self, pattern: str | None = None) -> list[Source]:
+        """The documents with their metadata, by source; `pattern` as in `delete`."""
+        found = self._headings(tree.source(pattern) if pattern else None)
+        return [Source(h.id, h.source, h.kind, h.title, h.chunks, h.tokens, h.meta) for h in found]
+
+    def _headings(self, where: Where | None) -> list[Any]:
+        if self.store.head() is None:
+            return []
+        found = self.store.headings(self._resolved(where) if where else None)
+        return sorted(found, key=lambda heading: heading.source)
+
+    def check(self) -> list[Damage]:
+        """Passages that are not as they were written, documents that lack some. Reads all."""
+        damaged: list[Damage] = []
+        if (head := self.store.head()) is None:
+            return damaged
+        there: dict[int, list[int]] = {}  # document -> passages promised, passages found
+        for one in self.store.scan():
+            told = there.setdefault(one.heading.id, [one.heading.chunks, 0])
+            told[1] += 1
+            if not one.sound or one.id >= head.next_id:
+                damaged.append(Damage(one.heading.source, f"passage {one.id} is not as written"))
+        for document, (promised, found) in there.items():
+            if promised != found:
+                what = f"has {found} passages of {promised}"
+                damaged.append(Damage(f"document {document}", what))
+        return damaged
+
+    def recall(
+        self, k: int = 10, queries: Sequence[str] | None = None, *, target: float | None = None
+    ) -> Recall:
+        """As `Index.recall`, against exact MaxSim with every passage of the store."""
+        from retrieval.stores.measuring import measure, sample
+
+        head = self._head()
+        if queries is None:
+            queries = sample(self.store)
+        asked = [text for text in queries if text.strip()]
+        vectors = self.encoder().encode_queries(asked) if asked else []
+
+        def search(effort: int | None) -> Callable[[np.ndarray, int], np.ndarray]:
+            with_effort = replace(head, effort=effort)
+
+            def scores(query: np.ndarray, k: int) -> np.ndarray:
+                found = self._best(with_effort, query, k, None)
+                return np.array([score for _, score in found], dtype=np.float32)
+
+            return scores
+
+        def exact(passages: Sequence[Passage], query: np.ndarray) -> np.ndarray:
+            return self._scores(head, query, passages)
+
+        return measure(self.store, search, exact, vectors, k, head.effort, target)
+
+    # --- opening ---------------------------------------------------------------------------------
+
+    def encoder(self) -> Encoder:
+        """The encoder, opened now if it was not; always the one that made the vectors."""
+        with self._opening:
+            if self._encoder is None:
+                encoder = self._open_encoder()
+                if head := self.store.head():
+                    storage.require_same(self.store.address, head.stamp, encoder)
+                self._encoder = encoder
+            return self._encoder
+
+    def require_settings(self) -> None:
+        """Raise IndexMismatch for another model than made the vectors, BadInput where they are
+        kept otherwise."""
+        from retrieval.index import require_keeping, require_model
+
+        head = self.store.head()
+        stamp = head.stamp if head else None
+        require_keeping(self.store.address, stamp, self._keeping)
+        if stamp and self._model is not None:
+            require_model(self.store.address, stamp, self._model, self._options["offline"])
+
+    def _open_encoder(self) -> Encoder:
+        if self._model is not None and not isinstance(self._model, (str, os.PathLike)):
+            return self._model
+        from retrieval.encoder import open_encoder
+
+        head = self.store.head()
+        name = self._model or (head.stamp.name if head else DEFAULT_MODEL)
+        return open_encoder(os.fspath(name), **self._options)
+
+    def _head(self) -> Head:
+        head = self.store.head()
+        if head is None:
+            raise BadInput(f"{self.store.address} is empty: index something into it first")
+        return head
