@@ -20,6 +20,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from apps import realtime_wire as wire
 from apps.realtime_responses import Response
 from apps.realtime_wire import RATE, new_id
+from audio.conversation import TRANSCRIBING
 from audio.endings import Endings
 from audio.resample import Resampler
 from audio.session import RATE as HEARD_RATE
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 MOST_CONNECTIONS = 16
 PAUSE_S = 0.16  # of silence after which a reply is prepared
+MOST_TOKENS = 10  # of a transcript, for a second of speech
 SLICE = HEARD_RATE // 10  # samples heard before others get a turn on the event loop
 FULL, UNKNOWN = 1013, 1008  # codes of closing: try again later; policy
 
@@ -372,17 +374,20 @@ class Connection:
 
     # ---- what was said, in writing ----------------------------------------------------------
 
-    def _patience(self, said: Audio, stop: threading.Event) -> float | None:
+    def _patience(self, said: Audio, late: threading.Event) -> float | None:
         if not isinstance(self.detection, wire.SemanticVad):
             return None
-        return self.endings.silence(said, self.detection.eagerness, stop)
+        return self.endings.silence(said, self.detection.eagerness, late)
 
     def _transcript(self, said: Audio, stop: threading.Event) -> str:
-        """In a thread; step by step, so that other work goes on between."""
-        reply = self.host.speech.transcribe(said)
+        """In a thread; step by step, so that other work goes on between, and a reply before it."""
+        most = int(said.seconds * MOST_TOKENS) + MOST_TOKENS
+        manner = replace(TRANSCRIBING, steps=min(most, TRANSCRIBING.steps))
+        reply = self.host.speech.transcribe(said, manner=manner)
         try:
             while not stop.is_set() and self.host.step(lambda: next(reply, None)) is not None:
-                pass
+                while self.session.urgent and not stop.is_set():
+                    time.sleep(0.02)
             return self.host.step(lambda: reply.text) if not stop.is_set() else ""
         finally:
             self.host.step(reply.close)

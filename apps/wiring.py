@@ -75,7 +75,7 @@ def open_chat(args: Namespace) -> Engine:
         device=args.device,
         dtype=args.dtype,
         offline=args.offline,
-        active_experts=getattr(args, "active_experts", None),
+        active_experts=args.active_experts,
     )
 
 
@@ -145,7 +145,9 @@ def _serve(args: Namespace, kind: Kind, name: str | None) -> Served | None:
         name = name or _checkpoint_here(kind)
     except NotAvailable:
         return None
-    return _served(name, kind, OPENED[kind](with_model(args, name)))
+    flags = with_model(args, name)
+    flags.active_experts = None
+    return _served(name, kind, OPENED[kind](flags))
 
 
 def _served(name: str, kind: Kind, engine: Any) -> Served:

@@ -41,6 +41,7 @@ PRE_ROLL_S = 0.3  # heard before the start of speech that belongs to it
 UTTERANCE_S = 30.0  # then the turn ends, whether the speaker does or not
 AHEAD_S = 2.0  # of sound that may be sent before it is played
 PREPARED_S = 0.4  # of sound that is made of a reply before its turn has come
+ENOUGH_S = 0.8  # of sound ahead of what is played: other work may go first
 WAITING = 64  # events that may wait for the reader
 
 T = TypeVar("T")
@@ -62,9 +63,9 @@ class Detector(Protocol):
 class Patience(Protocol):
     """Judges in a pause what was said so far."""
 
-    def __call__(self, said: Audio, stop: threading.Event) -> float | None:
+    def __call__(self, said: Audio, late: threading.Event) -> float | None:
         """Seconds of silence that shall end this turn; None: as many as usual. Called in a thread;
-        when `stop` is set, nobody waits for it."""
+        once `late` is set the reply waits for it in vain: return."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class _Making:
     parts: tuple[Part, ...]
     released: bool = True  # false: what is made is held back
     stop: threading.Event = field(default_factory=threading.Event)
+    due: threading.Event = field(default_factory=threading.Event)  # its turn came, or never will
     held: list[SessionEvent] = field(default_factory=list)
     sent: int = 0  # samples
     played: int = 0
@@ -165,6 +167,14 @@ class Session:
         self._changed = asyncio.Condition()
         self._ended = False
         self._broken: BaseException | None = None  # a mistake of ours, for the reader
+
+    @property
+    def urgent(self) -> bool:
+        """Whether the listener will soon wait for more of the reply."""
+        making = self._making
+        if making is None or not making.released or self.turn.state != "generating":
+            return False
+        return making.sent - making.played < ENOUGH_S * self.conversation.speech.rate
 
     # ---- what is heard ----------------------------------------------------------------------
 
@@ -238,7 +248,8 @@ class Session:
         if reply is None or reply.truncated:
             return
         reply.played = max(reply.played, min(samples, reply.sent))
-        await self._notify()
+        async with self._changed:
+            self._changed.notify_all()
         await self._check_played_out()
 
     async def truncate(self, number: int, samples: int) -> None:
@@ -329,6 +340,7 @@ class Session:
         if making is not None and making.number == number and not making.withdrawn:
             async with self._changed:
                 making.released = True
+                making.due.set()
                 self._out += making.held
                 making.held = []
                 self._changed.notify_all()
@@ -402,7 +414,7 @@ class Session:
         said = making.parts[-1]
         if self.patience is None or not isinstance(said, Audio):
             return
-        wanted = self.patience(said, making.stop)
+        wanted = self.patience(said, making.due)
 
         def tell() -> None:
             current = self.turn.prepared and self._making is making
@@ -433,6 +445,7 @@ class Session:
         if making is None:
             return
         making.stop.set()
+        making.due.set()
         async with self._changed:
             gone = [e for e in self._out if isinstance(e, Said) and e.turn == making.number]
             self._out = deque(e for e in self._out if e not in gone)
@@ -480,7 +493,3 @@ class Session:
 
     def _waiting(self, making: _Making) -> deque[SessionEvent] | list[SessionEvent]:
         return self._out if making.released else making.held
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,8 +52,10 @@ class Visit:
 
 
 @contextmanager
-def chromium(**context: Any) -> Iterator[Visit]:
-    """A fresh page; skips the test, and says so, where there is no browser to drive."""
+def chromium(*, microphone: Path | None = None, **context: Any) -> Iterator[Visit]:
+    """A fresh page; skips the test, and says so, where there is no browser to drive.
+
+    microphone: a 16-bit wav that is heard once, from when a page first listens."""
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip(f"no browser here ({', '.join(NAMES)}): apt-get install chromium")
@@ -60,7 +63,10 @@ def chromium(**context: Any) -> Iterator[Visit]:
         "playwright.sync_api", reason="playwright is not installed: pip install playwright"
     )
     with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=list(FLAGS))
+        flags = list(FLAGS)
+        if microphone is not None:
+            flags.append(f"--use-file-for-fake-audio-capture={microphone}%noloop")
+        browser = driver.chromium.launch(executable_path=program, args=flags)
         try:
             page = browser.new_context(
                 viewport={"width": 1440, "height": 900}, **context

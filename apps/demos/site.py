@@ -31,7 +31,8 @@ FONT = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "Consolas", "monospace")
 STYLE = Path(__file__).parent
 HEAD = """<meta name="referrer" content="no-referrer"><link rel="icon" href="data:,">"""
-BAR = (("", "Start"), ("search", "Search"), ("see", "See"))  # paths and names, on every page
+# Paths and names, on every page.
+BAR = (("", "Start"), ("search", "Search"), ("see", "See"), ("talk", "Talk"))
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from apps.service import Service
 
 
-NEEDED = ("fastapi", "gradio", "prometheus_client", "python_multipart", "uvicorn")
-
-
 def serve(args: Namespace, screen: Screen) -> None:
     """Serve the HTTP interface, and the pages beside it, until Ctrl-C."""
     _run(args, screen, browser=False, library=False)
@@ -37,17 +34,15 @@ def demo(args: Namespace, screen: Screen) -> None:
 
 
 def _run(args: Namespace, screen: Screen, *, browser: bool, library: bool) -> None:
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
+    if missing := [name for name in ("fastapi", "gradio", "uvicorn") if find_spec(name) is None]:
         raise MissingExtra(f"serving needs {', '.join(missing)}: pip install 'lfm2-mm[demo]'")
     key: str | None = args.api_key
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
         raise BadInput("an API key is made of ASCII characters, without blanks around it")
     # A polite kill cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from apps import realtime, server, watch
-    from apps.demos import site
-
-    watch.log_to_stderr()
+    from apps import realtime, server
+    from apps.demos import site, talk
 
     with (
         closing(wiring.open_service(args)) as service,
@@ -65,7 +60,7 @@ def _run(args: Namespace, screen: Screen, *, browser: bool, library: bool) -> No
         site.serve(
             server.build(
                 service,
-                [realtime.router()],
+                [realtime.router(), talk.routes()],
                 key=key,
                 origins=args.cors,
                 loopback=site.local(args.host),
@@ -94,13 +89,18 @@ def _shelf(service: Service) -> Iterator[Shelf]:
 
 def _pages(service: Service, shelf: Shelf, folder: Path) -> tuple[list[Page], Viewer | None]:
     """Every page; where no checkpoint for one is here, one that says what to do."""
-    from apps.demos import search, see
+    from apps.demos import search, see, talk
+    from apps.demos.talker import Talker
     from apps.demos.viewer import Viewer
 
-    pages, vision = [search.page(shelf)], service.first("vision")
-    if vision is None:
-        pages.append(see.missing(str(wiring.nothing_here("vision"))))
-        return pages, None
-    viewer = Viewer(vision.engine)
-    pages.append(see.page(viewer, folder / "samples"))
-    return pages, viewer
+    vision, speech = service.first("vision"), service.first("speech")
+    viewer = Viewer(vision.engine) if vision is not None else None
+    if viewer is not None:
+        look = see.page(viewer, folder / "samples")
+    else:
+        look = see.missing(str(wiring.nothing_here("vision")))
+    if speech is not None:
+        speak = talk.page(Talker(speech))
+    else:
+        speak = talk.missing(str(wiring.nothing_here("speech")))
+    return [search.page(shelf), look, speak], viewer
