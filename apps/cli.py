@@ -83,7 +83,7 @@ def whole(least: int, most: int = 1 << 62) -> Callable[[str], int]:
         except ValueError:
             value = least - 1
         if not least <= value <= most:
-            upper = "up" if most == 1 << 62 else f"to {most:,}"
+            upper = "up" if most == 1 << 62 and value < least else f"to {most:,}"
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} {upper}")
         return value
 

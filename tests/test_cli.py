@@ -26,8 +26,8 @@ from tests import tiny
 VERBS = (
     "models", "doctor", "fetch", "chat", "index", "search", "delete", "info", "check", "repair",
     "compact",
+    "encode", "attach", "evaluate", "bench", "demo",
 )  # fmt: skip
-VERBS += ("encode", "attach", "evaluate", "bench", "demo")
 
 
 @pytest.fixture(scope="module")
@@ -395,8 +395,8 @@ def test_what_cannot_be_done_is_told_in_one_line(
     assert failed("index", str(tmp_path / "none"), "--index", new, "--model", model)
     assert failed("index", str(files / "empty.txt"), "--index", new, "--model", model)
     assert "none.index" in failed("search", "x", "--index", str(tmp_path / "none.index"))
-    for verb in ("info", "check"):
-        assert "none.index" in failed(verb, "--index", str(tmp_path / "none.index"))
+    for verb in ("info", "check", "check --recall", "repair", "compact", "delete --source x"):
+        assert "none.index" in failed(*verb.split(), "--index", str(tmp_path / "none.index"))
     assert failed("delete", "--index", made, "--source", "nothing-like-it")
     assert failed("search", "x", "--index", made, "--model", "nano-colbet")
     assert "LFM2-350M" in failed("fetch", "LFM2-35M")
@@ -412,7 +412,8 @@ def test_an_index_from_a_newer_version_is_refused(made: str, failed: Callable[..
             manifest.write_text(json.dumps({**record, "version": 9999}))
             changed += 1
     assert changed, "no manifest with a version was found"
-    assert failed("info", "--index", made)
+    for verb in ("info", "check", "repair", "compact", "search x", "delete --source x"):
+        assert "9999" in failed(*verb.split(), "--index", made)
 
 
 def test_another_model_is_refused(

@@ -18,7 +18,7 @@ import apps.demos
 from apps import wiring
 from apps.demos import library, markup, search, site
 from apps.demos.shelf import LIBRARY, UPLOADS, Shelf, conditions
-from lfm2_mm.errors import BadInput, IndexMissing
+from lfm2_mm.errors import BadInput, IndexMissing, NotAvailable
 from retrieval.encoder import Encoder, open_encoder
 from retrieval.types import MODES, Hit, Match
 from tests import tiny
@@ -233,6 +233,14 @@ def test_uploads_replace_their_namesakes_and_go_with_the_shelf(
         with pytest.raises(BadInput, match="at most"):
             shelf.upload([str(file)] * 1000)
     assert not shelf.temporary.exists()
+
+
+def test_a_home_that_cannot_be_made_is_told_with_the_way_out(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotAvailable, match="LFM2_MM_HOME"):
+        Shelf(tmp_path / "file" / "home", encoder)
 
 
 def test_an_index_given_is_shown_by_its_name(tmp_path: Path, encoder: Encoder) -> None:

@@ -214,6 +214,7 @@ def test_a_path_that_is_not_there_or_a_folder(refused: Ask, tmp_path: Path) -> N
         (("--image-tokens", "-5"), "from 1 up"),
         (("--image-tokens", "many"), "from 1 up"),
         (("--tiles", "0"), "from 1 up"),
+        (("--image-tokens", "9" * 30), "from 1 to"),
         (("--preset", "best"), "'reference', 'fast', 'balanced', 'quality'"),
         (("--tokens", "5"), "--tokens"),
         (("--max-tokens", "0"), "from 1"),
@@ -278,6 +279,13 @@ def test_a_checkpoint_that_does_not_see_is_refused(
 ) -> None:
     assert cli.main(["see", str(photo), "--prompt", "?", "--model", name, "--offline"]) == 1
     assert "pictures need a vision one" in capsys.readouterr().err
+
+
+def test_a_plan_takes_its_settings_from_what_sees(
+    photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["see", str(photo), "--plan", "--model", "nano-colbert"]) == 1
+    assert "nano-colbert does not see" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_130_while_it_answers(photo: Path, model: str) -> None:

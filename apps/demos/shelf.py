@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import retrieval
 from apps.demos import library
-from lfm2_mm.errors import BadInput, IndexDamaged, IndexMismatch, LfmError
+from lfm2_mm.errors import BadInput, IndexDamaged, IndexMismatch, LfmError, NotAvailable
 from retrieval import filters
 
 if TYPE_CHECKING:
@@ -147,7 +147,13 @@ def conditions(text: str) -> list[tuple[str, str]]:
 
 def _own(folder: Path, encoder: Encoder) -> Index:
     """An index that can be made again from what it was made of: a stale or damaged one goes."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotAvailable(
+            f"the pages keep their library in {folder.parent}: {error.strerror}; set LFM2_MM_HOME "
+            "to a folder that can be written"
+        ) from error
     try:
         index = retrieval.open(folder, model=encoder, create=True)
         index.info()

@@ -11,7 +11,9 @@ from apps import wiring
 from apps.screen import Screen, plain
 from apps.verbs.chat import answer, opening, prompt_of, sampling_of, session
 from lfm2_mm import checkpoint
+from lfm2_mm.errors import BadInput
 from lfm2_mm.types import Image, Message
+from lfm2_mm.weights import read_json
 from vision.rule import ImageRule, Size
 from vision.settings import read_rule
 from vision.tiling import PRESETS, PUBLISHED, TilePlan, TokenBudget, plan_all
@@ -72,7 +74,10 @@ def rule_of(args: Namespace) -> ImageRule:
     """The image settings of --model, which must be here already, or the published ones."""
     if args.model is None:
         return PUBLISHED
-    return read_rule(checkpoint.locate(args.model, offline=args.offline, fetch=False))
+    folder = checkpoint.locate(args.model, offline=args.offline, fetch=False)
+    if "vision_config" not in read_json(folder / "config.json"):
+        raise BadInput(f"{args.model} does not see; pictures need a vision checkpoint")
+    return read_rule(folder)
 
 
 def open_images(paths: Sequence[str], screen: Screen) -> list[Image]:
