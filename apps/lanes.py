@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -58,7 +58,7 @@ class Lane:
         async with self.admitted():
             return await self._step(work)
 
-    async def stream(self, begin: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+    async def stream(self, begin: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
         """The items of `begin()`, each computed in the lane. Raises Busy, and what it raises.
 
         Closing or cancelling closes the iterator after the step that is being computed; only then

@@ -24,6 +24,10 @@ class UnknownModel(LfmError):
     """No model of this name is served."""
 
 
+class Conflict(BadInput):
+    """A document of this id is there already."""
+
+
 @dataclass(frozen=True, eq=False)
 class Served:
     """A checkpoint at work. Every use of `engine` goes through `lane`.
@@ -55,6 +59,7 @@ class Service:
         self.writing = {name: Lane(f"index {name}") for name in self.indexes}
         self.changing = {name: threading.Lock() for name in self.indexes}  # the pages write too
         self.searching = Lane("search", waiting=32)
+        self.stopping = False
 
     def find(self, name: str, *kinds: Kind) -> Served:
         """The model of this name, if it is of one of `kinds`; as a path, its last part counts.
@@ -78,9 +83,13 @@ class Service:
 
     def index(self, name: str) -> Index:
         """Raises IndexMissing, naming those that are there."""
+        return self.indexes[self.index_name(name)]
+
+    def index_name(self, name: str) -> str:
+        """The full name of an index; `.index` at its end may be left out."""
         for known in (name, f"{name}.index"):
             if known in self.indexes:
-                return self.indexes[known]
+                return known
         there = f"there are {', '.join(self.indexes)}" if self.indexes else "none is served"
         raise IndexMissing(f"no index {name!r}; {there}; `serve --index FOLDER` serves one")
 
@@ -90,6 +99,7 @@ class Service:
 
     def drain(self, seconds: float = 10.0) -> None:
         """Take nothing more, and wait until what was begun is done, but not longer than that."""
+        self.stopping = True
         for lane in self.lanes:
             lane.stopping = True
         end = time.monotonic() + seconds

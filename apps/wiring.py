@@ -75,7 +75,7 @@ def open_chat(args: Namespace) -> Engine:
         device=args.device,
         dtype=args.dtype,
         offline=args.offline,
-        active_experts=args.active_experts,
+        active_experts=getattr(args, "active_experts", None),
     )
 
 
@@ -145,9 +145,7 @@ def _serve(args: Namespace, kind: Kind, name: str | None) -> Served | None:
         name = name or _checkpoint_here(kind)
     except NotAvailable:
         return None
-    flags = with_model(args, name)
-    flags.active_experts = None
-    return _served(name, kind, OPENED[kind](flags))
+    return _served(name, kind, OPENED[kind](with_model(args, name)))
 
 
 def _served(name: str, kind: Kind, engine: Any) -> Served:

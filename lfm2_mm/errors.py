@@ -63,6 +63,10 @@ class BadPicture(BadInput):
     """A picture that cannot be read, is empty, or is beyond the stated limits."""
 
 
+class PictureTooLarge(BadPicture, BeyondLimit):
+    """A picture of more bytes or pixels than are decoded."""
+
+
 class OverBudget(BadInput):
     """No plan for these pictures keeps to the token budget; `least` is the smallest that does."""
 

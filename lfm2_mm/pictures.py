@@ -25,7 +25,7 @@ from PIL import UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from lfm2_mm import rgb
-from lfm2_mm.errors import BadPicture
+from lfm2_mm.errors import BadPicture, PictureTooLarge
 from lfm2_mm.types import Image
 
 MAX_PIXELS = 100_000_000  # decoding so many takes 0.7 GB for a moment
@@ -112,7 +112,7 @@ def _packed(data: bytes, name: str) -> Image:
     if not data:
         raise BadPicture(f"{name}: nothing is in it")
     if len(data) > MAX_BYTES:
-        raise BadPicture(f"{name}: it is larger than {MAX_BYTES >> 20} MiB; save it smaller")
+        raise PictureTooLarge(f"{name}: it is larger than {MAX_BYTES >> 20} MiB; save it smaller")
     with _told(name, data), _silent():
         picture = _header(data)
         width, height = _bounded(picture.size, name)
@@ -160,7 +160,7 @@ def _bounded(size: tuple[int, ...], name: str) -> tuple[int, int]:
     if not all(size):
         raise BadPicture(f"{name}: it has no pixels")
     if size[0] * size[1] > MAX_PIXELS:
-        raise BadPicture(
+        raise PictureTooLarge(
             f"{name}: {size[0]} x {size[1]} pixels are more than the {MAX_PIXELS // 10**6} million "
             "that are decoded; save it smaller"
         )
@@ -227,7 +227,8 @@ def _told(name: str, data: bytes = b"") -> Iterator[None]:
         raise BadPicture(f"{name}: {error}") from error
     except Pil.DecompressionBombError as error:
         most = MAX_PIXELS // 10**6
-        raise BadPicture(f"{name}: more than the {most} million pixels that are decoded") from error
+        told = f"{name}: more than the {most} million pixels that are decoded"
+        raise PictureTooLarge(told) from error
     except Exception as error:  # damaged files make Pillow raise nearly anything
         raise BadPicture(
             f"{name}: it is damaged or cut off ({error}); give another copy of it"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
-from lfm2_mm.errors import BadInput, Unreadable
+from lfm2_mm.errors import BadInput, BeyondLimit, Unreadable
 from lfm2_mm.types import Audio
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _checked(samples: np.ndarray, name: str) -> np.ndarray:
 
 def _refuse_long(name: str, seconds: float) -> None:
     if seconds > MAX_SECONDS:
-        raise BadInput(
+        raise BeyondLimit(
             f"{name} lasts {seconds / 60:.0f} minutes; at most {MAX_SECONDS // 60} are held at "
             "once: cut it, or transcribe it, which reads piece by piece"
         )

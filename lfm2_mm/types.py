@@ -127,7 +127,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to generate. temperature 0 is plain greedy; top_k 0 and min_p 0 cut nothing."""
+    """How to generate. temperature 0 is plain greedy; top_k 0, top_p 1, min_p 0 cut nothing."""
 
     temperature: float = 0.3
     top_k: int = 0
@@ -135,11 +135,13 @@ class Sampling:
     repetition_penalty: float = 1.0
     max_tokens: int = 512
     seed: int | None = None
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         bounds = {
             "temperature": (self.temperature, 0.0, 100.0),
             "top_k": (self.top_k, 0, 1 << 20),
+            "top_p": (self.top_p, 0.0, 1.0),
             "min_p": (self.min_p, 0.0, 1.0),
             "repetition_penalty": (self.repetition_penalty, 1e-3, 100.0),
             "max_tokens": (self.max_tokens, 1, 1 << 20),

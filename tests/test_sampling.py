@@ -12,6 +12,7 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from lfm2_mm.sampling import penalise, pick
@@ -33,6 +34,8 @@ def expected(sampling: Sampling, seen: tuple[int, ...]) -> torch.Tensor:
     steps.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
         steps.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1.0:
+        steps.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p:
         steps.append(MinPLogitsWarper(sampling.min_p))
     return steps(torch.tensor([seen or (0,)]), LOGITS[None].clone())[0].softmax(-1)
@@ -46,6 +49,9 @@ def expected(sampling: Sampling, seen: tuple[int, ...]) -> torch.Tensor:
         (Sampling(temperature=1.5, min_p=0.3), ()),
         (Sampling(temperature=0.5, top_k=4, min_p=0.1, repetition_penalty=1.3), (0, 3, 3)),
         (Sampling(temperature=1.0, top_k=1), (0,)),
+        (Sampling(temperature=1.0, top_p=0.8), ()),
+        (Sampling(temperature=1.3, top_k=5, top_p=0.6, min_p=0.1), ()),
+        (Sampling(temperature=1.0, top_p=0.0), ()),
     ],
 )
 def test_chances_are_those_of_transformers(sampling: Sampling, seen: tuple[int, ...]) -> None:

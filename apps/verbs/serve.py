@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from apps.service import Service
 
 
+NEEDED = ("fastapi", "gradio", "prometheus_client", "python_multipart", "uvicorn")
+
+
 def serve(args: Namespace, screen: Screen) -> None:
     """Serve the HTTP interface, and the pages beside it, until Ctrl-C."""
     _run(args, screen, browser=False, library=False)
@@ -34,15 +37,17 @@ def demo(args: Namespace, screen: Screen) -> None:
 
 
 def _run(args: Namespace, screen: Screen, *, browser: bool, library: bool) -> None:
-    if missing := [name for name in ("fastapi", "gradio", "uvicorn") if find_spec(name) is None]:
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise MissingExtra(f"serving needs {', '.join(missing)}: pip install 'lfm2-mm[demo]'")
     key: str | None = args.api_key
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
         raise BadInput("an API key is made of ASCII characters, without blanks around it")
     # A polite kill cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from apps import realtime, server
+    from apps import realtime, server, watch
     from apps.demos import site, talk
+
+    watch.log_to_stderr()
 
     with (
         closing(wiring.open_service(args)) as service,
