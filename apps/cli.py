@@ -301,6 +301,18 @@ def _about_index(add: Add) -> None:
     _place_flags(index)
     _model_flag(index, None, "encoder of a new index; default: nano-colbert")
     _keeping(index, "of a new index")
+    index.add_argument(
+        "--workers",
+        type=whole(1, 4096),
+        metavar="N",
+        help="processes that encode, a thread each",
+    )
+    index.add_argument(
+        "--ray", metavar="ADDRESS", help="workers of a Ray cluster; `local` starts one here"
+    )
+    index.add_argument(
+        "--parts", metavar="DIR", help="where workers leave what they encoded until it is in"
+    )
     index.add_argument("--prune", action="store_true", help="remove documents whose file is gone")
     search = add("search", "apps.verbs.collection:search", "search an index")
     search.add_argument("query")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lfm2_mm.registry import Kind
     from retrieval.encoder import Encoder
     from retrieval.index import Index
+    from retrieval.shards import Settings, Workers
     from retrieval.stores.collection import Collection
     from vision import Chat, TokenBudget
 
@@ -46,6 +47,29 @@ def open_place(args: Namespace, *, create: bool = False) -> Index | Collection:
     from retrieval.stores.collection import open_collection
 
     return open_collection(args.store, create=create, **_as_told(args))
+
+
+def parts_of(args: Namespace) -> Path:
+    """Where workers leave what they encoded: beside the index, unless `--parts` says otherwise."""
+    place = args.index or args.store.partition(":")[2]
+    if not args.parts and "://" in place:
+        raise BadInput(
+            f"workers need a folder that all of them see, and {args.store} has none beside it: "
+            "name one with --parts"
+        )
+    return Path(args.parts or f"{place.rstrip('/')}.parts").expanduser()
+
+
+def workers_of(args: Namespace) -> Callable[[Settings], Workers]:
+    """What starts the workers of `--ray`, or as many processes as `--workers` says."""
+    if args.ray is not None:
+        from retrieval import cluster
+
+        cluster.connect(args.ray)
+        return lambda settings: cluster.Actors(args.workers or cluster.processors(), settings)
+    from retrieval.processes import Processes
+
+    return lambda settings: Processes(args.workers, settings)
 
 
 def _as_told(args: Namespace) -> dict[str, Any]:

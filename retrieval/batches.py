@@ -27,13 +27,14 @@ from retrieval.catalog import Catalog
 from retrieval.codecs import DEFAULT
 from retrieval.compact import groups, merge
 from retrieval.files import path_of
-from retrieval.index import DEFAULT_MODEL, Index, checked_meta
+from retrieval.index import DEFAULT_MODEL, Index
 from retrieval.index import open as open_index
+from retrieval.requirements import checked_meta
 from retrieval.rows import Known, NewDocument
 from retrieval.segments import Segment
 from retrieval.storage import Manifest, Stamp
 from retrieval.types import Batch, Progress, Skipped
-from retrieval.update import Run, digest, keep, look, nothing_indexed
+from retrieval.update import File, NothingIndexed, Run, digest, keep, look, nothing_indexed
 from retrieval.writer import Keeping, Writer, writing
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def encode_segment(
     device: str = "auto",
     dtype: str = "auto",
     offline: bool = False,
+    empty: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Batch:
     """Encode a batch of files (or folders) into a segment folder below `into`; see `Index.attach`.
@@ -63,8 +65,8 @@ def encode_segment(
     are none, give each an `into` of its own.
 
     model, codec, pool, device, dtype, offline: as in `retrieval.open`; meta: kept with each
-    document. Raises BadInput where nothing can be read or a file changes meanwhile, LfmError where
-    the disk is full.
+    document; empty: a batch in which nothing can be read becomes a folder too. Raises BadInput
+    where nothing can be read or a file changes meanwhile, LfmError where the disk is full.
     """
     root = Path(into).expanduser()
     if root.exists() and not root.is_dir():
@@ -73,10 +75,8 @@ def encode_segment(
     found = look(roots, root)
     if not found:
         raise nothing_indexed(roots, [])
-    digests = {file.source: _digest(file.path) for file in found}
-    paths = [file.path for file in found]
-    keeping = Keeping(codec or DEFAULT, 1 if pool is None else pool)
-    job = _Job(paths, digests, keeping, checked_meta(meta or {}))
+    job = _job(found, codec, pool, meta, empty=empty)
+    keeping = job.keeping
     name = job.name(_fingerprint(model, offline=offline))
 
     def encode(folder: Path) -> None:
@@ -91,6 +91,29 @@ def encode_segment(
     return _told(root / name)
 
 
+def segment_name(
+    files: Sequence[File],
+    model: str | os.PathLike[str] | Encoder,
+    *,
+    codec: str | None = None,
+    pool: int | None = None,
+    meta: Mapping[str, str] | None = None,
+    offline: bool = False,
+) -> str:
+    """What `encode_segment` will call the folder of these files; each is read once."""
+    return _job(files, codec, pool, meta).name(_fingerprint(model, offline=offline))
+
+
+def _job(
+    files: Sequence[File], codec: str | None, pool: int | None, meta: Mapping[str, str] | None,
+    *, empty: bool = False,
+) -> _Job:  # fmt: skip
+    keeping = Keeping(codec or DEFAULT, 1 if pool is None else pool)
+    digests = {file.source: _digest(file.path) for file in files}
+    paths = [file.path for file in files]
+    return _Job(paths, digests, keeping, checked_meta(meta or {}), empty)
+
+
 @dataclass(frozen=True)
 class _Job:
     """What goes into a segment folder."""
@@ -99,6 +122,7 @@ class _Job:
     digests: Mapping[str, str]  # source -> sha256 of the file; "" where it could not be read
     keeping: Keeping
     meta: Mapping[str, str]
+    empty: bool  # whether a folder without documents is as good as any
 
     def name(self, fingerprint: str) -> str:
         """The same for the same files, model and settings, wherever and whenever."""
@@ -111,8 +135,13 @@ class _Job:
 
     def fill(self, index: Index, progress: Callable[[Progress], None] | None) -> None:
         """Encode what is not in the index yet, and leave one segment."""
-        report = index.update(self.paths, meta=self.meta, progress=progress)
-        reasons = {one.path: one.why for one in report.skipped}
+        reasons = {}
+        try:
+            report = index.update(self.paths, meta=self.meta, progress=progress)
+            reasons = {one.path: one.why for one in report.skipped}
+        except NothingIndexed:
+            if not self.empty:
+                raise
         with writing(index.folder, index.encoder) as writer:
             told = {one.source for one in writer.catalog.unreadable()}
             for source, sha256 in self.digests.items():
@@ -122,6 +151,8 @@ class _Job:
                 if not known and source not in told:
                     writer.skip(source, -1, 0, reasons.get(source, "cannot be read"))
             merge(writer, groups(writer.manifest.segments, sys.maxsize))
+            if not writer.manifest.generation:
+                writer.put(writer.manifest)
 
 
 def _digest(path: Path) -> str:
@@ -232,12 +263,12 @@ def attach(run: Run[Writer], folder: Path) -> None:
     """Bring a segment folder's documents into the index that `run` writes, in one publication."""
     writer = run.writer
     with _opened(folder) as (theirs, catalog):
-        if theirs.stamp is None:
-            return
-        _require_alike(run, folder, theirs.stamp)
-        for entry in theirs.segments:
+        if theirs.stamp:
+            _require_alike(run, folder, theirs.stamp)
+        for entry in theirs.segments if theirs.stamp else ():
             held = catalog.held(entry.first, entry.last, theirs.generation)
             taken = list(_wanted(run, folder, catalog, [document for document, _, _ in held]))
+            assert theirs.stamp is not None
             writer.adopt(theirs.stamp, Segment(folder, entry, theirs.stamp.dim), taken)
         for one in catalog.unreadable():
             writer.skip(one.source, one.size, one.mtime_ns, one.why)

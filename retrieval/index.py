@@ -16,20 +16,26 @@ import numpy as np
 from lfm2_mm.errors import BadInput, IndexDamaged
 from retrieval import filters, matches, storage
 from retrieval.check import check
-from retrieval.codecs import CODECS, DEFAULT
+from retrieval.codecs import CODECS
 from retrieval.filters import Where
 from retrieval.fusion import DEFAULT as EVEN
 from retrieval.fusion import OF_ENCODER, Fusion
 from retrieval.ranking import Query, View, ranked
 from retrieval.reading import Reader
+from retrieval.requirements import (
+    check_question,
+    checked_meta,
+    require_keeping,
+    require_model,
+)
 from retrieval.rows import Row
 from retrieval.storage import Manifest, Stamp
-from retrieval.types import MODES, Damage, Hit, Info, Match, Mode, Progress, Report, Source
+from retrieval.types import Damage, Hit, Info, Match, Mode, Progress, Report, Source
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.recall import Recall
-    from retrieval.update import Run
+    from retrieval.update import File, Run
     from retrieval.writer import Writer
 
 DEFAULT_MODEL = "nano-colbert"
@@ -418,6 +424,26 @@ class Index:
         if stamp and self._model is not None:
             require_model(folder, stamp, self._model, self._options["offline"])
 
+    # --- for many workers ------------------------------------------------------------------------
+
+    def changed(self, files: Sequence[File]) -> list[File]:
+        """Those that an update would read: new, or not in the state that is known."""
+        with self._reader.snapshot() as view:
+            now = view.manifest.generation
+            if not now:
+                return list(files)
+            catalog = self._reader.catalog()
+            known = {file.source: catalog.find(file.source, now) for file in files}
+            return [file for file in files if not file.same(known[file.source])
+                    and catalog.unread(file.source, file.size, file.mtime_ns) is None]  # fmt: skip
+
+    def asked(self) -> dict[str, Any]:
+        """The model and the settings that this is encoded with, here or elsewhere."""
+        stamp = storage.load(self.folder).stamp
+        kept = {"codec": stamp.codec, "pool": stamp.pool} if stamp else self._keeping
+        model = self._model or (stamp.name if stamp else DEFAULT_MODEL)
+        return {"model": model, **kept, **self._options}
+
     def _open_encoder(self) -> Encoder:
         if self._model is not None and not isinstance(self._model, (str, os.PathLike)):
             return self._model
@@ -430,57 +456,6 @@ class Index:
     def _accept(self, manifest: Manifest) -> None:
         if manifest.stamp and self._encoder:
             storage.require_same(self.folder, manifest.stamp, self._encoder)
-
-
-def check_question(query: str, k: int, mode: str) -> None:
-    """Raise BadInput for an unknown mode, k below 1, or an empty query."""
-    if mode not in MODES:
-        raise BadInput(f"no search mode {mode!r}; known: {', '.join(MODES)}")
-    if k < 1:
-        raise BadInput(f"{k} results were asked for; ask for 1 or more")
-    if not query.strip():
-        raise BadInput("the query is empty: say what to look for")
-
-
-def require_keeping(place: object, stamp: Stamp | None, keeping: Mapping[str, Any]) -> None:
-    """Raise BadInput for settings that cannot be, or that are not those of the stamp."""
-    if (codec := keeping.get("codec", DEFAULT)) not in CODECS:
-        raise BadInput(f"no codec {codec!r}; known: {', '.join(CODECS)}")
-    if (pool := keeping.get("pool", 1)) < 1:
-        raise BadInput(f"a pooling factor is 1 (none) or more; got {pool}")
-    for name, value in keeping.items() if stamp else ():
-        if value != getattr(stamp, name):
-            raise BadInput(
-                f"{place} was made with {name} {getattr(stamp, name)}, not {value}: "
-                "index again into a new folder"
-            )
-
-
-def require_model(
-    place: object, stamp: Stamp, model: str | os.PathLike[str] | Encoder, offline: bool
-) -> None:
-    """Raise IndexMismatch unless `model` made the vectors; a name is looked up, not loaded."""
-    if not isinstance(model, (str, os.PathLike)):
-        storage.require_same(place, stamp, model)
-        return
-    from retrieval.encoder import fingerprint_of
-
-    name = os.fspath(model)
-    found = fingerprint_of(name, offline=offline)
-    storage.require_same(place, stamp, replace(stamp, name=name, fingerprint=found))
-
-
-def checked_meta(meta: Mapping[str, str]) -> dict[str, str]:
-    """Metadata whose keys can be told from the filters that are always there."""
-    for key in meta:
-        if not key or key in filters.BUILT_IN or not set("<>=").isdisjoint(key):
-            raise BadInput(
-                f"{key!r} cannot be a metadata key; these are taken: {', '.join(filters.BUILT_IN)},"
-                " and no key holds <, > or ="
-            )
-        if not filters.is_text(f"{key}{meta[key]}"):
-            raise BadInput(f"metadata {key!r}={meta[key]!r} is not UTF-8, which it must be")
-    return {str(key): str(value) for key, value in meta.items()}
 
 
 def hit_of(rank: int, score: float, row: Row, matched: tuple[Match, ...]) -> Hit:

@@ -58,6 +58,10 @@ class File:
     size: int
     mtime_ns: int
 
+    def same(self, known: Known | None) -> bool:
+        """Whether what is known of it is of this state."""
+        return known is not None and (known.size, known.mtime_ns) == (self.size, self.mtime_ns)
+
 
 def look(paths: Paths, folder: Path | None) -> list[File]:
     """The files in `paths` but for the index's own. Raises BadInput for a path that is missing."""
@@ -106,7 +110,7 @@ def look_at(path: Path) -> File:
 def bring(run: Run[Any], file: File) -> None:
     writer = run.writer
     known = writer.known(file.source)
-    if known and (known.size, known.mtime_ns) == (file.size, file.mtime_ns):
+    if known and file.same(known):
         keep(run, known, file.size, file.mtime_ns, run.meta)
         return
     why = writer.catalog.unread(file.source, file.size, file.mtime_ns)
@@ -224,11 +228,17 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def nothing_indexed(paths: Paths, skipped: Sequence[Skipped]) -> BadInput:
+class NothingIndexed(BadInput):
+    """No document of a run was readable."""
+
+
+def nothing_indexed(paths: Paths, skipped: Sequence[Skipped]) -> NothingIndexed:
     """The error for a run in which no document was readable."""
     named = ", ".join(str(path) for path in paths)
     if not skipped:
-        return BadInput(f"no file to index in {named} (hidden files and folders are passed over)")
+        return NothingIndexed(
+            f"no file to index in {named} (hidden files and folders are passed over)"
+        )
     first = skipped[0]
     more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
-    return BadInput(f"nothing in {named} can be indexed: {first.path} ({first.why}){more}")
+    return NothingIndexed(f"nothing in {named} can be indexed: {first.path} ({first.why}){more}")

@@ -24,13 +24,22 @@ STRONG = 0.6  # cosine from which a matched word is shown in bold
 
 def index(args: Namespace, screen: Screen) -> None:
     """Create an index or bring it up to date."""
+    together = args.workers is not None or args.ray is not None
+    if args.parts and not together:
+        args.wrong_usage("--parts goes with --workers or --ray")
     with wiring.open_place(args, create=True) as opened, screen.progress("bytes") as tell:
-        report = opened.update(
-            args.paths,
-            prune=args.prune,
-            meta=dict(args.meta),
-            progress=lambda step: tell(step.bytes, step.of_bytes, step.source),
-        )
+        how: dict[str, Any] = {
+            "prune": args.prune,
+            "meta": dict(args.meta),
+            "progress": lambda step: tell(step.bytes, step.of_bytes, step.source),
+        }
+        if together:
+            from retrieval.parallel import update
+
+            parts, workers = wiring.parts_of(args), wiring.workers_of(args)
+            report = update(opened, args.paths, workers, parts, **how)
+        else:
+            report = opened.update(args.paths, **how)
     screen.result({**place_of(args), **asdict(report)}, report_lines(report))
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,13 @@ from lfm2_mm.errors import BadInput, IndexDamaged
 from retrieval import filters, matches, storage
 from retrieval.codecs import CODECS
 from retrieval.filters import Where as Conditions
-from retrieval.index import DEFAULT_MODEL, check_question, checked_meta, hit_of
+from retrieval.index import DEFAULT_MODEL, hit_of
+from retrieval.requirements import (
+    check_question,
+    checked_meta,
+    require_keeping,
+    require_model,
+)
 from retrieval.segments import best
 from retrieval.stores import open_store
 from retrieval.stores import where as tree
@@ -33,7 +40,7 @@ from retrieval.writer import Keeping
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.recall import Recall
-    from retrieval.update import Run
+    from retrieval.update import File, Run
 
 FEW = 512  # passages that are all scored: fetching them costs what choosing among them would
 EFFORT = 200  # passages that are scored exactly, or
@@ -378,13 +385,33 @@ class Collection:
     def require_settings(self) -> None:
         """Raise IndexMismatch for another model than made the vectors, BadInput where they are
         kept otherwise."""
-        from retrieval.index import require_keeping, require_model
-
         head = self.store.head()
         stamp = head.stamp if head else None
         require_keeping(self.store.address, stamp, self._keeping)
         if stamp and self._model is not None:
             require_model(self.store.address, stamp, self._model, self._options["offline"])
+
+    # --- for many workers ------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it lies on this machine."""
+        return self.store.folder
+
+    def changed(self, files: Sequence[File]) -> list[File]:
+        """Those that an update would read: new, or not in the state that is known."""
+        if self.store.head() is None:
+            return list(files)
+        lookup = StoreWriter(self.store, self.encoder, Keeping())
+        lookup.expect(file.source for file in files)
+        return [file for file in files if not file.same(lookup.known(file.source))]
+
+    def asked(self) -> dict[str, Any]:
+        """The model and the settings that this is encoded with, here or elsewhere."""
+        stamp = head.stamp if (head := self.store.head()) else None
+        kept = {"codec": stamp.codec, "pool": stamp.pool} if stamp else self._keeping
+        model = self._model or (stamp.name if stamp else DEFAULT_MODEL)
+        return {"model": model, **kept, **self._options}
 
     def _open_encoder(self) -> Encoder:
         if self._model is not None and not isinstance(self._model, (str, os.PathLike)):

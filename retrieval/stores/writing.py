@@ -42,6 +42,7 @@ def writing(
     """Be the store's only writer; on Ctrl-C what was finished by then is put."""
     with store.writing():
         writer = StoreWriter(store, encoder, keeping)
+        writer.recover()
         try:
             yield writer
             writer.commit()
@@ -71,14 +72,17 @@ class StoreWriter:
         self._ahead: list[str] = []
         self._seen: dict[str, Heading | None] = {}
         self._started = time.monotonic()
-        if self._head and self._head.done < self._head.next_id:
-            store.delete(Compare("id", ">=", self._head.done))  # a killed writer's
-            self._put(replace(self._head, done=self._head.next_id))
 
     @property
     def catalog(self) -> StoreWriter:
         """What `update` asks a catalog, this answers too."""
         return self
+
+    def recover(self) -> None:
+        """Remove what a killed writer left unfinished."""
+        if self._head and self._head.done < self._head.next_id:
+            self.store.delete(Compare("id", ">=", self._head.done))
+            self._put(replace(self._head, done=self._head.next_id))
 
     # --- what is there -----------------------------------------------------------------------
 
