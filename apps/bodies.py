@@ -57,6 +57,9 @@ class Model(Told):
     owned_by: str
     kind: Literal["chat", "vision", "speech", "colbert"] = Field(description="what it is for")
     context: int | None = Field(None, description="tokens that prompt and reply may have together")
+    sampling: dict[str, float | None] | None = Field(
+        None, description="the checkpoint's advice, which holds where a request says nothing"
+    )
 
 
 class Models(Told):

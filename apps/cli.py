@@ -146,9 +146,26 @@ def _generating(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seed", type=whole(0), metavar="N")
     group.add_argument("--top-k", type=whole(0, 1 << 20), metavar="K", help="0 cuts nothing")
+    group.add_argument("--top-p", type=number(0, 1), metavar="P", help="1 cuts nothing")
     group.add_argument("--min-p", type=number(0, 1), metavar="P")
     group.add_argument("--repetition-penalty", type=number(0.001, 100), metavar="R")
     group.add_argument("--system", metavar="TEXT", help="the system message")
+
+
+def _elsewhere(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("to let another program answer, over its HTTP interface")
+    group.add_argument(
+        "--engine", choices=("auto", "native", "echo", "remote"), default="auto",
+        help="default: native, remote where an address is given, echo for the model `echo`",
+    )  # fmt: skip
+    group.add_argument(
+        "--base-url", metavar="URL",
+        help="an OpenAI-compatible server, such as http://127.0.0.1:8080/v1; --model is a name "
+        "there (default: its first)",
+    )  # fmt: skip
+    group.add_argument(
+        "--api-key", metavar="KEY", help="of that server; default: LFM2_MM_API_KEY, if it is set"
+    )
 
 
 def _index_flag(parser: argparse.ArgumentParser) -> None:
@@ -239,6 +256,7 @@ def _about_chat(add: Add) -> None:
     chat.add_argument(
         "--active-experts", type=whole(1), metavar="N", help="experts per token of a MoE"
     )
+    _elsewhere(chat)
     _generating(chat)
 
 
@@ -266,6 +284,7 @@ def _about_see(add: Add) -> None:
         "quality: all that a picture is worth",
     )  # fmt: skip
     _model_flag(see, None, "default: a vision checkpoint that is already here, bundled or fetched")
+    _elsewhere(see)
     _generating(see)
 
 
@@ -405,7 +424,10 @@ def _about_serving(add: Add) -> None:
         verb.add_argument(
             "--port", type=whole(0, 65_535), default=7860, help="default 7860; 0 takes any free one"
         )
-        verb.add_argument("--api-key", metavar="KEY", help="who asks must give it; default: none")
+        verb.add_argument(
+            "--api-key", metavar="KEY",
+            help="who asks must give it; default: LFM2_MM_API_KEY, where it is set, else none",
+        )  # fmt: skip
         verb.add_argument(
             "--cors", action="append", default=[], metavar="ORIGIN",
             help="pages of this origin may ask too (https://example.org); default: none",

@@ -88,19 +88,33 @@ def open_encoder(args: Namespace) -> Encoder:
 
 
 def open_chat(args: Namespace) -> Engine:
-    """The engine of `--model`, or of the first chat checkpoint that needs no download.
+    """The engine of `--model`, or of the first chat checkpoint that needs no download; at
+    `--base-url` the server's first model.
 
     Raises NotAvailable, naming what to fetch, where there is neither.
     """
     from lfm2_mm.engine import open_engine
 
+    base_url, engine = getattr(args, "base_url", None), getattr(args, "engine", "auto")
+    elsewhere = base_url is not None or engine == "remote"
     return open_engine(
-        args.model or _checkpoint_here("chat"),
+        args.model or ("" if elsewhere else _checkpoint_here("chat")),
+        engine=engine,
+        base_url=base_url,
+        api_key=args.api_key if hasattr(args, "base_url") else None,
         device=args.device,
         dtype=args.dtype,
         offline=args.offline,
         active_experts=getattr(args, "active_experts", None),
     )
+
+
+def is_elsewhere(args: Namespace) -> bool:
+    """Whether the flags name a server that is to answer."""
+    from lfm2_mm.engine import kind_of
+
+    base_url, engine = getattr(args, "base_url", None), getattr(args, "engine", "auto")
+    return engine == "remote" or kind_of(args.model or "", base_url) == "remote"
 
 
 def open_see(args: Namespace, budget: TokenBudget) -> Chat:
@@ -178,6 +192,8 @@ def _served(name: str, kind: Kind, engine: Any) -> Served:
     from lfm2_mm import registry
 
     shown = registry.find(name).name if registry.knows(name) else Path(name).name
+    if "://" in name:
+        shown = str(engine.name)  # as the server calls it
     return Served(shown, kind, engine, Lane(shown), int(time.time()))
 
 
@@ -238,11 +254,13 @@ def by_kind(names: Sequence[str]) -> dict[Kind, str]:
 
 
 def _kind_of(name: str) -> Kind:
-    """By the registry, or by what the files of a folder or of a cached checkpoint hold."""
+    """By the registry, or by what the files of a folder or of a cached checkpoint hold; a server's
+    address can chat."""
     from lfm2_mm import checkpoint, registry
+    from lfm2_mm.engine import kind_of
     from lfm2_mm.weights import read_json
 
-    if name == "echo":
+    if kind_of(name) != "native":
         return "chat"
     kind = registry.find(name).kind if registry.knows(name) else None
     if kind is not None:

@@ -1,4 +1,4 @@
-"""Dense LFM2 weights as a GGUF file that llama.cpp runs, for benchmarks. No chat, no real tokens.
+"""Dense LFM2 weights as a GGUF file that llama.cpp runs, for benchmarks and tests. No real tokens.
 
 The vocabulary is a dummy of the right size, so prompts are token ids. Every matrix has the type
 asked; norms and convolution taps stay F32, as in published files.
@@ -16,12 +16,22 @@ from lfm2_mm.config import BackboneConfig
 
 
 def write_gguf(
-    path: Path, config: BackboneConfig, tensors: Iterable[tuple[str, Tensor]], kind: str
+    path: Path,
+    config: BackboneConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    kind: str,
+    *,
+    template: str | None = None,
 ) -> None:
-    """Write (published key without `model.`, tensor) pairs as `kind`: F32, BF16, Q8_0 or Q4_0."""
+    """Write (published key without `model.`, tensor) pairs as `kind`: F32, BF16, Q8_0 or Q4_0.
+
+    template: of chats, where there shall be some.
+    """
     writer = gguf.GGUFWriter(path, "lfm2")
     add_sizes(writer, config)
     add_dummy_vocabulary(writer, config.vocab_size)
+    if template is not None:
+        writer.add_chat_template(template)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LFM2, config.num_layers)
     for key, tensor in tensors:
         stem, _, leaf = key.rpartition(".")

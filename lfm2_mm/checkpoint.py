@@ -41,6 +41,7 @@ class Settings:
     cache: Path  # HF_HUB_CACHE, or hub/ in HF_HOME, or in XDG_CACHE_HOME/huggingface
     endpoint: str | None  # HF_ENDPOINT; None: the public hub
     home: Path  # LFM2_MM_HOME, or lfm2-mm in XDG_CACHE_HOME: what we keep and can make again
+    key: str | None = None  # LFM2_MM_API_KEY: of servers that are asked, and of our own
 
 
 def settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -53,6 +54,7 @@ def settings(environment: Mapping[str, str] = os.environ) -> Settings:
         cache=Path(given.get("HF_HUB_CACHE", home / "hub")).expanduser(),
         endpoint=given.get("HF_ENDPOINT"),
         home=Path(given.get("LFM2_MM_HOME", caches / "lfm2-mm")).expanduser(),
+        key=given.get("LFM2_MM_API_KEY"),
     )
 
 

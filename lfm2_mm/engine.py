@@ -15,6 +15,7 @@ from lfm2_mm.types import Event, Message, Sampling
 ENGINES = {
     "native": ("lfm2_mm.engines.native", "torch"),
     "echo": ("lfm2_mm.engines.echo", "lfm2_mm"),
+    "remote": ("lfm2_mm.engines.remote", "httpx"),
 }
 
 
@@ -44,20 +45,31 @@ def open_engine(
     dtype: str = "auto",
     offline: bool = False,
     active_experts: int | None = None,
+    base_url: str | None = None,
+    api_key: str | None = None,
 ) -> Engine:
     """Open the checkpoint `name_or_path` behind an engine.
 
-    `auto` takes echo for the name "echo" and the native backbone for everything else. Raises
-    BadInput for an unknown engine, MissingExtra, and what loading the checkpoint raises.
+    `auto` takes echo for the name "echo", remote for a server's address (`http://host:8080/v1`, or
+    with `#name` of a model) and where `base_url` is given, and the native backbone for everything
+    else. Raises BadInput for an unknown engine, MissingExtra, and what loading raises.
     """
     if engine == "auto":
-        engine = "echo" if str(name_or_path) == "echo" else "native"
+        engine = kind_of(str(name_or_path), base_url)
     if engine not in ENGINES:
         raise BadInput(f"no engine {engine!r}; known are {', '.join(ENGINES)}")
     module, needs = ENGINES[engine]
     if find_spec(needs) is None:
         raise MissingExtra(f"engine {engine!r} needs {needs}: pip install {needs}")
     opened: Engine = import_module(module).open(
-        name_or_path, device=device, dtype=dtype, offline=offline, active_experts=active_experts
-    )
+        name_or_path, device=device, dtype=dtype, offline=offline, active_experts=active_experts,
+        **({"base_url": base_url, "api_key": api_key} if engine == "remote" else {}),
+    )  # fmt: skip
     return opened
+
+
+def kind_of(name: str, base_url: str | None = None) -> str:
+    """Which engine stands behind a name."""
+    if base_url is not None or name.lower().startswith(("http://", "https://")):
+        return "remote"
+    return "echo" if name == "echo" else "native"

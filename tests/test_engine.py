@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from apps.lanes import Lane
+from apps.service import Served, Service
 from lfm2_mm.backbone import Backbone
 from lfm2_mm.engine import Engine, open_engine
 from lfm2_mm.engines.native import Native, advice_of
@@ -15,6 +17,7 @@ from lfm2_mm.errors import BadInput, ContextExceeded, UnknownCheckpoint
 from lfm2_mm.prompt import ChatTokenizer
 from lfm2_mm.types import Audio, Done, Image, Message, Progress, Sampling, Text, TextDelta, text_of
 from tests import tiny, tiny_vision
+from tests.served import serving
 from tests.shades import Shades, picture
 
 GREEDY = Sampling(temperature=0.0, max_tokens=12)
@@ -26,9 +29,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.lfm2_folder(tmp_path_factory.mktemp("engine") / "tiny")
 
 
-@pytest.fixture(params=["echo", "native"])
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    """Our own server over the same checkpoint."""
+    model = Served("tiny", "chat", fresh(folder), Lane("tiny"))
+    with serving(Service([model])) as address:
+        yield f"{address}v1"
+
+
+@pytest.fixture(params=["echo", "native", "remote"])
 def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Engine]:
-    opened = open_engine("echo" if request.param == "echo" else folder, dtype="fp32")
+    names = {"echo": "echo", "native": folder, "remote": None}
+    name = names[request.param] or request.getfixturevalue("address")
+    opened = open_engine(name, dtype="fp32")
     yield opened
     opened.close()
 

@@ -9,7 +9,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from apps.bodies import Health, Model, Models, Refusal
 from apps.service import Served, Service
 from apps.watch import Metrics
-from lfm2_mm import registry
+from lfm2_mm import registry, wire
+from lfm2_mm.types import Sampling
 
 
 def router(service: Service, metrics: Metrics) -> APIRouter:
@@ -41,6 +42,11 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
 TEXT = "text/plain"
 
 
+def advice_of(model: Served) -> Sampling | None:
+    """Of models that chat by an Engine; speech has advice for each task."""
+    return model.engine.advice if model.kind in ("chat", "vision") else None
+
+
 def told(model: Served) -> Model:
     """A model as OpenAI's list tells it, with what it is for."""
     known = registry.find(model.name) if registry.knows(model.name) else None
@@ -51,4 +57,5 @@ def told(model: Served) -> Model:
         owned_by=owner,
         kind=model.kind,
         context=getattr(model.engine, "context", None),
+        sampling=wire.write_sampling(advice) if (advice := advice_of(model)) else None,
     )

@@ -17,7 +17,7 @@ from lfm2_mm.types import Done, Event, Image, Message, Progress, Sampling, TextD
 if TYPE_CHECKING:
     from lfm2_mm.engine import Engine
 
-FIELDS = ("max_tokens", "temperature", "seed", "top_k", "min_p", "repetition_penalty")
+FIELDS = ("max_tokens", "temperature", "seed", "top_k", "top_p", "min_p", "repetition_penalty")
 BEFORE = {"vision": "looking", "prompt": "reading"}  # what a bar says before the first word
 INTRODUCTION = "/new starts over, /exit or Ctrl-D ends, Ctrl-C stops a reply"
 

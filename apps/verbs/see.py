@@ -23,6 +23,9 @@ LEAST = 32  # pixels: the resolution at which a picture is decoded only to see t
 
 def see(args: Namespace, screen: Screen) -> None:
     """Answer a question about pictures, or tell the plan alone."""
+    if wiring.is_elsewhere(args):
+        _ask_elsewhere(args, screen)
+        return
     budget = budget_of(args)
     prompt = None if args.plan else prompt_of(args)
     images = open_images(args.pictures, screen)
@@ -55,6 +58,30 @@ def _look(
         record = answer(engine, messages, sampling, screen)
         seen = zip(args.pictures, plans, strict=True)
         record["images"] = [{"path": path, **told(plan)} for path, plan in seen]
+        screen.result({"model": engine.name, **record}, [""])
+    finally:
+        engine.close()
+
+
+def _ask_elsewhere(args: Namespace, screen: Screen) -> None:
+    """Another program looks: it cuts the pictures as it does, and nobody knows their tokens."""
+    dials = (args.plan, args.image_tokens, args.tiles, args.preset, args.shared)
+    if any(dial not in (None, False) for dial in dials):
+        args.wrong_usage(
+            "the server decides what pictures cost: leave --plan, --image-tokens, --tiles, "
+            "--preset and --shared out, or look here, without --base-url"
+        )
+    prompt, images = prompt_of(args), open_images(args.pictures, screen)
+    engine = wiring.open_chat(args)
+    try:
+        sampling = sampling_of(args, engine.advice)
+        if prompt is None:
+            session(engine, opening(args.system), sampling, screen, images)
+            return
+        messages = [*opening(args.system), Message.user(*images, prompt)]
+        record = answer(engine, messages, sampling, screen)
+        seen = zip(args.pictures, images, strict=True)
+        record["images"] = [{"path": p, "width": i.width, "height": i.height} for p, i in seen]
         screen.result({"model": engine.name, **record}, [""])
     finally:
         engine.close()

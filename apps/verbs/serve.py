@@ -39,7 +39,7 @@ def demo(args: Namespace, screen: Screen) -> None:
 def _run(args: Namespace, screen: Screen, *, browser: bool, library: bool) -> None:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise MissingExtra(f"serving needs {', '.join(missing)}: pip install 'lfm2-mm[demo]'")
-    key: str | None = args.api_key
+    key: str | None = args.api_key or checkpoint.settings().key
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
         raise BadInput("an API key is made of ASCII characters, without blanks around it")
     # A polite kill cleans up as Ctrl-C does.

@@ -133,7 +133,7 @@ def manner_of(args: Namespace, advice: Manner, *, text: bool = False) -> Manner:
     are those of the sound, or of the text where none is made."""
     given = {
         name: getattr(args, name)
-        for name in ("temperature", "top_k", "min_p")
+        for name in ("temperature", "top_k", "top_p", "min_p")
         if getattr(args, name) is not None
     }
     kind = "text" if text else "sound"
