@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from apps import cli
-from apps.verbs.chat import sampling_of
+from apps.verbs.chat import FIELDS, sampling_of
 from lfm2_mm import shapes
 from lfm2_mm.types import Sampling
 from tests import tiny
@@ -369,8 +369,7 @@ def test_a_session_is_no_json_and_a_prompt_not_empty(
 
 def test_flags_override_the_advice_and_greedy_drops_it() -> None:
     def given(**flags: float) -> SimpleNamespace:
-        names = ("max_tokens", "temperature", "seed", "top_k", "min_p", "repetition_penalty")
-        return SimpleNamespace(**{**dict.fromkeys(names), **flags})
+        return SimpleNamespace(**{**dict.fromkeys(FIELDS), **flags})
 
     advice = Sampling(temperature=0.3, min_p=0.15, repetition_penalty=1.05, max_tokens=99)
     assert sampling_of(given(), advice) == advice
