@@ -21,16 +21,18 @@ if TYPE_CHECKING:
     from retrieval.segments import Segment
 
 DIM = 128
+RERANKED = 1_000  # documents
+COLLECTIONS = (3_000, 10_000)
 
 
 def bench_retrieval(
     model: str, *, device: str = "auto", dtype: str = "auto", offline: bool = False
 ) -> Iterator[Row]:
-    """Encoding with `model`; scoring 1,000 stored documents; an index of 3,000 and of 10,000."""
+    """Encoding with `model`; scoring stored documents; building and searching indexes of them."""
     yield from _encoding(model, device, dtype, offline)
     for codec in ("int8", "4bit", "2bit"):
-        yield _rerank(1_000, codec)
-    for documents in (3_000, 10_000):
+        yield _rerank(RERANKED, codec)
+    for documents in COLLECTIONS:
         yield from _searching(documents)
 
 

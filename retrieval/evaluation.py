@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from retrieval.index import Index
 
 DEPTH = 100  # documents retrieved for each query
+GRADES = 1_000_000  # a judgement's score is below: the metrics count in 32 bits
 CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
 QRELS = ("qrels.tsv", "qrels/test.tsv")
 OPENERS: dict[str, Callable[..., Any]] = {"": io.open, ".gz": gzip.open, ".xz": lzma.open}
@@ -176,11 +177,14 @@ def read_qrels(folder: Path) -> Qrels:
                 continue
             try:
                 query, document, score = row
-                found.setdefault(query, {})[document] = int(score)
+                grade = int(score)
+                if abs(grade) >= GRADES:
+                    raise ValueError("larger than the metrics can take")
+                found.setdefault(query, {})[document] = grade
             except ValueError:
                 raise BadInput(
-                    f"{path}, line {number}: expected query-id, corpus-id and a whole score, with "
-                    f"tabs between; got {row}"
+                    f"{path}, line {number}: expected query-id, corpus-id and a whole score below "
+                    f"{GRADES:,}, with tabs between; got {row}"
                 ) from None
     if not found:
         raise BadInput(f"no judgement in {path}")

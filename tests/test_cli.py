@@ -24,9 +24,8 @@ from lfm2_mm.types import Sampling
 from tests import tiny
 
 VERBS = (
-    "models", "doctor", "fetch", "chat", "index", "search", "delete", "info", "check", "repair",
-    "compact",
-    "encode", "attach", "evaluate", "bench", "demo",
+    "models", "doctor", "fetch", "chat", "see", "transcribe", "speak", "talk", "index", "search",
+    "delete", "info", "check", "repair", "compact", "encode", "attach", "evaluate", "bench", "demo",
 )  # fmt: skip
 
 

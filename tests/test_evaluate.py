@@ -120,6 +120,7 @@ def test_compressed_files_and_the_qrels_folder(folder: Path, suffix: str) -> Non
         ("queries.jsonl", '{"_id": "z", "text": "a"}\n', "no query"),
         ("qrels.tsv", "query-id\tcorpus-id\tscore\na\t1\n", r"qrels\.tsv, line 2: expected"),
         ("qrels.tsv", "query-id\tcorpus-id\tscore\na\t1\thigh\n", r"qrels\.tsv, line 2: expected"),
+        ("qrels.tsv", f"query-id\tcorpus-id\tscore\na\t1\t{9**30}\n", "line 2: .* below 1,000,000"),
         ("qrels.tsv", "query-id\tcorpus-id\tscore\n", "no judgement"),
     ],
 )
