@@ -155,7 +155,7 @@ def _continuous(
             codes = clock("depth", parts.frame, hidden)
             clock("codec", parts.sound, codes)
             hidden = clock("backbone", parts.step, parts.embed(codes))
-    times, limits = clock.times, {k: b / speed / 1e6 for k, b in parts.limits.items()}
+    times, limits = clock.times, {k: 1e3 * b / speed for k, b in parts.limits.items()}
     times["text"] = [share * sum(pair) for pair in zip(times["text head"], times["text step"],
                                                        strict=True)]  # fmt: skip
     limits["text"] = share * (limits["text head"] + limits["backbone"])

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lfm2_mm import arena
 from lfm2_mm.compiled import Machine, register_width, run_pass
@@ -23,7 +24,7 @@ GROUP = 32  # inputs that share a step
 UNIT = 2 * BLOCK + BLOCK * GROUP // 2  # bytes of 32 inputs of a block: steps, then levels
 SMALLEST = 1e-30  # as lfm2_mm.linear has it
 TRIED = (1.0, 0.95, 0.9, 0.85)  # of the step that holds the largest weight
-ROWS = 256  # outputs that are rounded together: what is in between stays small
+ROWS = 64  # outputs that are rounded together: what is in between stays near the processor
 
 
 class Packed4(NamedTuple):
@@ -68,28 +69,32 @@ def round_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     groups = -(-inputs // GROUP)
     if not torch.isfinite(weight).all():
         raise ValueError("weights hold NaN or infinity")
-    levels = torch.zeros(outputs, groups, GROUP, dtype=torch.int8)
-    steps, own = torch.zeros(outputs, groups, dtype=torch.float16), torch.zeros(outputs)
+    levels = torch.empty(outputs, groups, GROUP, dtype=torch.int8)
+    steps, own = torch.empty(outputs, groups, dtype=torch.float16), torch.empty(outputs)
     for first in range(0, outputs, ROWS):
-        rows = weight[first : first + ROWS].detach().float()
-        rows = torch.nn.functional.pad(rows, (0, groups * GROUP - inputs)).view(len(rows), -1, 32)
-        largest = rows.gather(2, rows.abs().argmax(2, keepdim=True))
-        widest = largest / -8
-        scale = widest.abs().amax((1, 2)).clamp_min_(SMALLEST)
-        relative = widest / scale[:, None, None]
-        best = torch.full_like(relative, torch.inf)
-        for part in TRIED:
-            tried = (relative * part).half()
-            step = tried.float() * scale[:, None, None]
-            found = torch.where(step == 0, 0.0, rows / step).round_().clamp_(-8, 7)
-            error = (found * step - rows).square_().sum(2, keepdim=True)
-            better = error < best
-            best = torch.where(better, error, best)
-            here = slice(first, first + len(rows))
-            levels[here] = torch.where(better, found.to(torch.int8), levels[here])
-            steps[here] = torch.where(better[..., 0], tried[..., 0], steps[here])
-        own[first : first + len(rows)] = scale
+        here = slice(first, first + ROWS)
+        rows = weight[here].detach().float()
+        rows = F.pad(rows, (0, groups * GROUP - inputs)).view(len(rows), groups, GROUP)
+        levels[here], steps[here], own[here] = _rounded(rows)
     return levels, steps, own
+
+
+def _rounded(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(outputs, groups, 32) float32 -> levels as floats, relative steps, and the outputs' own."""
+    high, low = rows.amax(2, keepdim=True), rows.amin(2, keepdim=True)
+    widest = torch.where(high >= -low, high, low) / -8
+    own = widest.abs().amax(1, keepdim=True).clamp_min_(SMALLEST)
+    tried = (torch.tensor(TRIED)[:, None, None, None] * (widest / own)).half()
+    steps = tried.float() * own
+    inverse = torch.where(steps == 0, 0.0, 1 / steps)
+    found, ones = torch.empty_like(rows), torch.ones(GROUP, 1)
+    errors = []
+    for step, by in zip(steps, inverse, strict=True):
+        torch.mul(rows, by, out=found).round_().clamp_(-8, 7).mul_(step).sub_(rows).square_()
+        errors.append(found.view(-1, GROUP) @ ones)
+    best = torch.cat(errors, 1).argmin(1).view(1, *widest.shape)
+    torch.mul(rows, inverse.gather(0, best)[0], out=found).round_().clamp_(-8, 7)
+    return found, tried.gather(0, best)[0, ..., 0], own[:, 0, 0]
 
 
 def pack4(levels: Tensor, steps: Tensor, inputs: int) -> Packed4:
@@ -162,10 +167,10 @@ class Kernel:
     def __call__(self, codes: Tensor, packed: Packed4, scales: Tensor) -> Tensor:
         rows, width = len(codes), packed.groups * GROUP
         if codes.shape[1] != width:  # the product reads whole groups
-            codes = torch.nn.functional.pad(codes, (0, width - codes.shape[1]), value=128)
+            codes = F.pad(codes, (0, width - codes.shape[1]), value=128)
         padded = packed.blocks * BLOCK
         if len(scales) != padded:
-            scales = torch.nn.functional.pad(scales, (0, padded - len(scales)))
+            scales = F.pad(scales, (0, padded - len(scales)))
         out = torch.empty(rows, padded)
         run_pass(
             self._address, self._fields, (0, 0, packed.blocks),
