@@ -6,6 +6,7 @@ A condition is a key, perhaps with a sign at its end, and a value: `source` `*.p
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -14,7 +15,8 @@ from typing import Any
 from lfm2_mm.errors import BadInput
 from retrieval.files import as_typed
 
-Where = Mapping[str, str] | Iterable[tuple[str, str]]
+Value = str | float | os.PathLike[str]
+Where = Mapping[str, Value] | Iterable[tuple[str, Value]]
 
 BUILT_IN = ("source", "type", "title", "page", "date")
 SIGNS = (">=", "<=", ">", "<", "=")
@@ -37,8 +39,20 @@ DATE = re.compile(r"(\d{4})(?:-(\d\d?)(?:-(\d\d?)(?:[T ](\d\d?):(\d\d))?)?)?")
 
 
 def pairs(where: Where | None) -> tuple[tuple[str, str], ...]:
-    """The conditions in order; a key may stand in several."""
-    return tuple(where.items() if isinstance(where, Mapping) else where or ())
+    """The conditions in order, values as text; a key may stand in several.
+
+    Raises BadInput for what is no pair of a key and one value.
+    """
+    found = []
+    for one in where.items() if isinstance(where, Mapping) else where or ():
+        match one:
+            case (str() as key, str() | int() | float() | os.PathLike() as value):
+                found.append((key, str(value)))
+            case _:
+                raise BadInput(
+                    f"a condition is a key and a value, such as 'source' and '*.pdf'; got {one!r}"
+                )
+    return tuple(found)
 
 
 def condition(text: str) -> tuple[str, str] | None:

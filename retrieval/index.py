@@ -167,9 +167,10 @@ class Index:
                 attach(run, folder)
         return reported()
 
-    def delete(self, pattern: str) -> Report:
+    def delete(self, pattern: str | os.PathLike[str]) -> Report:
         """Delete the documents of this source or file name, or where there is none, of a glob
         (`*.pdf`) on either."""
+        pattern = os.fspath(pattern)
         if not pattern:
             raise BadInput("an empty source names no document: give one, or '*' for all")
         with self._run({}, None) as (run, reported):
@@ -375,6 +376,10 @@ class Index:
         """
         from retrieval.recall import QUERIES, measure, phrases, reach
 
+        if k < 1:
+            raise BadInput(f"recall of the {k} best was asked for; ask for 1 or more")
+        if target is not None and not 0 <= target <= 1:
+            raise BadInput(f"a recall of {target:g} was asked for; it lies in 0 to 1")
         with self._reader.snapshot() as view:
             if queries is None and view.manifest.chunks:
                 catalog = self._reader.catalog()
@@ -388,6 +393,8 @@ class Index:
 
     def set_effort(self, effort: int | None) -> None:
         """Score so many passages exactly in each search by meaning; None: as many as is usual."""
+        if effort is not None and effort < 1:
+            raise BadInput(f"an effort of {effort} passages; give 1 or more, or None for the usual")
         from retrieval.writer import writing
 
         with writing(self.folder, self.encoder) as writer:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lfm2_mm.errors import IndexBusy, IndexDamaged
+from lfm2_mm.errors import IndexBusy, IndexDamaged, IndexMissing
 from retrieval import seal, storage
 from retrieval.catalog import Catalog, lost_manifest
 from retrieval.ranking import UNSEEN, View
@@ -98,6 +98,8 @@ class Reader:
 
     def _manifest(self) -> Manifest:
         manifest = storage.load(self.folder)
+        if not manifest.generation and self._view.manifest.generation and not self.folder.exists():
+            raise IndexMissing(f"the index that was at {self.folder} is no longer there")
         if not manifest.generation and lost_manifest(self.folder):
             raise storage.without_manifest(self.folder)
         self._accept(manifest)

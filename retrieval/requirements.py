@@ -57,6 +57,7 @@ def require_model(
 
 def checked_meta(meta: Mapping[str, str]) -> dict[str, str]:
     """Metadata whose keys can be told from the filters that are always there."""
+    meta = {str(key): str(value) for key, value in meta.items()}
     for key in meta:
         if not key or key in filters.BUILT_IN or not set("<>=").isdisjoint(key):
             raise BadInput(
@@ -65,4 +66,4 @@ def checked_meta(meta: Mapping[str, str]) -> dict[str, str]:
             )
         if not filters.is_text(f"{key}{meta[key]}"):
             raise BadInput(f"metadata {key!r}={meta[key]!r} is not UTF-8, which it must be")
-    return {str(key): str(value) for key, value in meta.items()}
+    return meta

@@ -234,7 +234,7 @@ class NothingIndexed(BadInput):
 
 def nothing_indexed(paths: Paths, skipped: Sequence[Skipped]) -> NothingIndexed:
     """The error for a run in which no document was readable."""
-    named = ", ".join(str(path) for path in paths)
+    named = ", ".join(str(path) for path in paths) or "no path at all"
     if not skipped:
         return NothingIndexed(
             f"no file to index in {named} (hidden files and folders are passed over)"

@@ -114,3 +114,10 @@ def test_recall_is_measured_and_a_target_found(made: Path) -> None:
         index.set_effort(2000)
         assert storage.load(made).effort == 2000
         assert index.check() == []
+        for odd in (
+            lambda: index.recall(0),
+            lambda: index.recall(target=2),
+            lambda: index.set_effort(0),
+        ):
+            with pytest.raises(BadInput):
+                odd()

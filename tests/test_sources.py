@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lfm2_mm.errors import BadInput
+from lfm2_mm.errors import BadInput, IndexMissing
 from retrieval.files import children as real_children
 from tests.indexes import opened, written
 
@@ -68,6 +68,37 @@ def test_what_is_not_utf8_is_no_metadata_and_no_filter(tmp_path: Path) -> None:
         for key in ("team", "title", "type"):
             with pytest.raises(BadInput, match="not UTF-8"):
                 index.search("zebra", where={key: odd})
+
+
+def test_values_may_be_numbers_and_paths_and_nothing_else(tmp_path: Path) -> None:
+    notes = written(tmp_path / "notes")
+    with opened(tmp_path / "index") as index:
+        index.update(notes, meta={"year": 2024, 7: "seven"})  # type: ignore[dict-item]
+        for where in (
+            {"year": 2024},
+            {"year>=": 2023.5},
+            {"source": notes / "fox.txt", "7": "seven"},
+        ):
+            assert [Path(h.source).name for h in index.search("fox", 1, where=where)] == ["fox.txt"]
+        for odd in ("source=*.txt", {"source": ["*.txt"]}, {"year": None}, [("year",)]):
+            with pytest.raises(BadInput, match="a key and a value"):
+                index.search("fox", where=odd)  # type: ignore[arg-type]
+        assert index.delete(notes / "fox.txt").removed == 1
+        with pytest.raises(BadInput, match="no path at all"):
+            index.update([])
+
+
+def test_an_index_that_was_taken_away_is_missing_not_empty(tmp_path: Path) -> None:
+    with opened(tmp_path / "index") as index:
+        assert index.search("fox") == []  # nothing was put in yet
+        index.update(written(tmp_path / "notes"))
+        assert index.search("fox")
+        (tmp_path / "index").rename(tmp_path / "elsewhere")
+        for ask in (lambda: index.search("fox"), index.info, index.sources):
+            with pytest.raises(IndexMissing, match="no longer there"):
+                ask()
+        (tmp_path / "elsewhere").rename(tmp_path / "index")
+        assert index.search("fox")
 
 
 def test_a_type_may_be_typed_as_a_suffix(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from operator import ge
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -377,6 +378,13 @@ def test_presets() -> None:
 def test_an_empty_picture_is_refused(height: int, width: int) -> None:
     with pytest.raises(BadInput, match="is empty"):
         plan_tiles(height, width, 256)
+
+
+def test_pixels_are_whole_numbers_of_any_kind() -> None:
+    assert plan_tiles(np.int64(300), np.int32(200), 64) == plan_tiles(300, 200, 64)
+    for odd in (10.5, "10", None):
+        with pytest.raises(BadInput, match="whole numbers"):
+            plan_tiles(odd, 10, 64)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [0, -5, 1.5, True, "64"])

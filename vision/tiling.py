@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 
 from lfm2_mm.errors import BadInput, OverBudget
 from vision import ladder
@@ -145,6 +146,10 @@ def plan_tiles(
     fits. A larger budget never gives fewer tokens, nor fewer pixels along either side. Raises
     OverBudget, naming the smallest budget for this picture, and BadInput for an empty picture.
     """
+    try:
+        height, width = index(height), index(width)
+    except TypeError:
+        raise BadInput(f"pixels are whole numbers; got {width!r} x {height!r}") from None
     if height < 1 or width < 1:
         raise BadInput(f"a picture of {width} x {height} pixels is empty")
     if not isinstance(budget, TokenBudget):

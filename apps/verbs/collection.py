@@ -159,6 +159,8 @@ def _recall(args: Namespace, opened: Index | Collection) -> Recall:
 
 
 def _recall_lines(found: Recall, args: Namespace) -> list[str]:
+    if not found.queries:
+        return ["recall: nothing to measure, the index is empty"]
     lines = [
         f"recall@{found.k} {found.value:.3f} over {found.queries} queries: "
         f"{found.search_ms:.1f} ms a query, exact search {found.exact_ms:.1f} ms"
