@@ -18,6 +18,8 @@ DONE, FAILED, INTERRUPTED = 0, 1, 130  # wrong usage is argparse's own 2
 MODES = ("hybrid", "colbert", "lexical")
 CODECS = ("int8", "4bit", "2bit", "float16")
 PRESETS = ("reference", "fast", "balanced", "quality")
+TARGETS = ("gguf", "onnx", "executorch", "openvino")
+STORED = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "mxfp4")
 SHAPES = ("LFM2-350M", "LFM2-700M", "LFM2-1.2B", "LFM2-2.6B", "LFM2-8B-A1B")
 SPEECH_SHAPES = ("LFM2.5-Audio-1.5B", "LFM2-Audio-1.5B")
 VISION_SHAPES = (
@@ -155,8 +157,9 @@ def _generating(parser: argparse.ArgumentParser) -> None:
 def _elsewhere(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("to let another program answer, over its HTTP interface")
     group.add_argument(
-        "--engine", choices=("auto", "native", "echo", "remote"), default="auto",
-        help="default: native, remote where an address is given, echo for the model `echo`",
+        "--engine", choices=("auto", "native", "echo", "remote", "gguf"), default="auto",
+        help="default: native, remote where an address is given, echo for the model `echo`, gguf "
+        "(llama.cpp in this process) for a file .gguf",
     )  # fmt: skip
     group.add_argument(
         "--base-url", metavar="URL",
@@ -206,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
         _about_index,
         _about_batches,
         _about_care,
+        _about_export,
         _about_measures,
         _about_serving,
     ):
@@ -250,8 +254,9 @@ def _about_checkpoints(add: Add) -> None:
 def _about_chat(add: Add) -> None:
     chat = add("chat", "apps.verbs.chat:chat", "chat with a checkpoint, one prompt or a session")
     chat.add_argument(
-        "prompt", nargs="?", help="default: stdin where piped, else an interactive session"
-    )
+        "prompt", nargs="*", help="default: stdin where piped, else an interactive session; with "
+        "--engine gguf a file before it is the model",
+    )  # fmt: skip
     _model_flag(chat, None, "default: a chat checkpoint that is already here; `echo` needs none")
     chat.add_argument(
         "--active-experts", type=whole(1), metavar="N", help="experts per token of a MoE"
@@ -333,6 +338,10 @@ def _about_index(add: Add) -> None:
         "--parts", metavar="DIR", help="where workers leave what they encoded until it is in"
     )
     index.add_argument("--prune", action="store_true", help="remove documents whose file is gone")
+    index.add_argument(
+        "--encoder-url", metavar="URL", help="encode at this llama-server or vLLM (docs/deploy.md)"
+    )
+    index.add_argument("--encoder-key", metavar="KEY", help="the API key it asks for")
     search = add("search", "apps.verbs.collection:search", "search an index")
     search.add_argument("query")
     _place_flags(search)
@@ -393,6 +402,28 @@ def _about_care(add: Add) -> None:
     _model_flag(repair, None, "default: the model the index was made with")
     compact = add("compact", "apps.verbs.collection:compact", "merge segments, give space back")
     _place_flags(compact)
+
+
+def _about_export(add: Add) -> None:
+    export = add(
+        "export",
+        "apps.verbs.export:export",
+        "write a checkpoint for another runtime, checked there",
+    )
+    export.add_argument("name", metavar="NAME", help="a name, a hub id or a folder")
+    export.add_argument("--to", choices=TARGETS, required=True)
+    export.add_argument(
+        "--type", type=str.lower, choices=STORED, help="how weights are kept; default: f16 for "
+        "gguf, f32 for the others, which know no other",
+    )  # fmt: skip
+    export.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="ends in .gguf, .onnx, .pte or .xml"
+    )
+    export.add_argument("--force", action="store_true", help="replace FILE where it is there")
+    export.add_argument(
+        "--context", type=whole(64, 1 << 17), default=2048, metavar="N",
+        help="executorch: positions of its caches (default 2048)",
+    )  # fmt: skip
 
 
 def _about_measures(add: Add) -> None:

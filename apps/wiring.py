@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from lfm2_mm.errors import BadInput, IndexMismatch, IndexMissing, NotAvailable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from apps.service import Served, Service
     from audio import Speech
     from lfm2_mm.engine import Engine
+    from lfm2_mm.exports.source import Source
     from lfm2_mm.registry import Kind
     from retrieval.encoder import Encoder
     from retrieval.index import Index
@@ -75,7 +78,14 @@ def workers_of(args: Namespace) -> Callable[[Settings], Workers]:
 def _as_told(args: Namespace) -> dict[str, Any]:
     """How an index is opened, by the flags that a verb has."""
     settings = {name: getattr(args, name, None) for name in ("model", "codec", "pool")}
-    return {**settings, "device": args.device, "dtype": args.dtype, "offline": args.offline}
+    how = {"device": args.device, "dtype": args.dtype, "offline": args.offline}
+    if url := getattr(args, "encoder_url", None):
+        from retrieval.index import DEFAULT_MODEL
+        from retrieval.remote_encoder import open_remote
+
+        name = settings["model"] or DEFAULT_MODEL
+        settings["model"] = open_remote(url, name, key=args.encoder_key, **how)
+    return {**settings, **how}
 
 
 def open_encoder(args: Namespace) -> Encoder:
@@ -240,6 +250,24 @@ def with_model(args: Namespace, name: str | None) -> Namespace:
     return Namespace(**{**vars(args), "model": name})
 
 
+def open_source(args: Namespace) -> Source:
+    """The checkpoint `name` in float, to be exported. Raises BadInput for what no target takes."""
+    from lfm2_mm import checkpoint, registry
+    from lfm2_mm.exports import source
+    from retrieval import exporting
+
+    folder = checkpoint.locate(args.name, offline=args.offline)
+    name = registry.find(args.name).name if registry.knows(args.name) else folder.name
+    kind = _kind_of_folder(folder)
+    if kind == "speech":
+        raise BadInput(
+            f"{name} is a speech checkpoint: its encoder, depth transformer and codec have no "
+            "place in these files; exported are text, vision and colbert ones"
+        )
+    module = exporting if kind == "colbert" else source
+    return module.open_source(folder, name, args.dtype)
+
+
 def by_kind(names: Sequence[str]) -> dict[Kind, str]:
     """Checkpoints by what each is for. Raises BadInput for two of one kind, or an unknown kind."""
     found: dict[Kind, str] = {}
@@ -258,14 +286,16 @@ def _kind_of(name: str) -> Kind:
     address can chat."""
     from lfm2_mm import checkpoint, registry
     from lfm2_mm.engine import kind_of
-    from lfm2_mm.weights import read_json
 
     if kind_of(name) != "native":
         return "chat"
     kind = registry.find(name).kind if registry.knows(name) else None
-    if kind is not None:
-        return kind
-    folder = checkpoint.locate(name, fetch=False)
+    return kind or _kind_of_folder(checkpoint.locate(name, fetch=False))
+
+
+def _kind_of_folder(folder: Path) -> Kind:
+    from lfm2_mm.weights import read_json
+
     config = read_json(folder / "config.json")
     if "vision_config" in config:
         return "vision"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from lfm2_mm.errors import BadInput, MissingExtra
+from lfm2_mm.errors import BadInput
 from lfm2_mm.types import Event, Message, Sampling
 
-# name -> module with `open(name, **how)`, and the library it needs
+# name -> module with `open(name, **how)`; it says itself which optional library it lacks
 ENGINES = {
-    "native": ("lfm2_mm.engines.native", "torch"),
-    "echo": ("lfm2_mm.engines.echo", "lfm2_mm"),
-    "remote": ("lfm2_mm.engines.remote", "httpx"),
+    "native": "lfm2_mm.engines.native",
+    "echo": "lfm2_mm.engines.echo",
+    "remote": "lfm2_mm.engines.remote",
+    "gguf": "lfm2_mm.engines.gguf",
 }
 
 
@@ -51,17 +51,15 @@ def open_engine(
     """Open the checkpoint `name_or_path` behind an engine.
 
     `auto` takes echo for the name "echo", remote for a server's address (`http://host:8080/v1`, or
-    with `#name` of a model) and where `base_url` is given, and the native backbone for everything
-    else. Raises BadInput for an unknown engine, MissingExtra, and what loading raises.
+    with `#name` of a model) and where `base_url` is given, llama.cpp for a file that ends in .gguf,
+    and the native backbone for everything else. Raises BadInput for an unknown engine,
+    MissingExtra, and what loading raises.
     """
     if engine == "auto":
         engine = kind_of(str(name_or_path), base_url)
     if engine not in ENGINES:
         raise BadInput(f"no engine {engine!r}; known are {', '.join(ENGINES)}")
-    module, needs = ENGINES[engine]
-    if find_spec(needs) is None:
-        raise MissingExtra(f"engine {engine!r} needs {needs}: pip install {needs}")
-    opened: Engine = import_module(module).open(
+    opened: Engine = import_module(ENGINES[engine]).open(
         name_or_path, device=device, dtype=dtype, offline=offline, active_experts=active_experts,
         **({"base_url": base_url, "api_key": api_key} if engine == "remote" else {}),
     )  # fmt: skip
@@ -72,4 +70,6 @@ def kind_of(name: str, base_url: str | None = None) -> str:
     """Which engine stands behind a name."""
     if base_url is not None or name.lower().startswith(("http://", "https://")):
         return "remote"
+    if name.lower().endswith(".gguf"):
+        return "gguf"
     return "echo" if name == "echo" else "native"

@@ -72,7 +72,64 @@ class Prompt:
         return same
 
 
-class ChatTokenizer:
+class Speller:
+    """Turns -> ids, where only the template and a system message make special tokens.
+
+    Whoever knows a vocabulary fills in the three below.
+    """
+
+    def id_of(self, token: str) -> int:
+        """The id of a special token. Raises CheckpointDamaged where the vocabulary lacks it."""
+        if token not in self.special_ids:
+            raise CheckpointDamaged(f"the checkpoint's tokenizer has no special token {token!r}")
+        return self.special_ids[token]
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """Special tokens and their ids."""
+        raise NotImplementedError
+
+    def apply(self, turns: list[dict[str, Any]]) -> str:
+        """The turns and the opening of the answer, as the chat template writes them."""
+        raise NotImplementedError
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Ids of `text` alone; what spells a special token is one only where `special` is set."""
+        raise NotImplementedError
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """Any special token, the longest first."""
+        known = sorted(self.special_ids, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, known)) or NOTHING)
+
+    def ids_of(self, turns: list[dict[str, Any]], marker: str | None = None) -> list[int]:
+        """Ids of the rendered turns; `marker` stands only where the template wrote it."""
+        said = "\n".join(text for turn in turns for text in texts_of(turn["content"]))
+        spelled = self._special.search(said) is not None
+        if spelled:
+            guard = next(chr(c) for c in PRIVATE if chr(c) not in said)
+            of_system = re.compile(re.escape(marker) if marker else NOTHING)
+            for turn in turns:
+                special = of_system if turn["role"] == "system" else self._special
+                turn["content"] = broken(turn["content"], guard, special)
+        text = self.apply(turns)
+        return self._guarded_ids(text, guard) if spelled else self.encode(text, special=True)
+
+    def _guarded_ids(self, text: str, guard: str) -> list[int]:
+        """Ids of a text in which `guard` breaks what is not to be special."""
+        ids: list[int] = []
+        at = 0
+        for match in [*self._special.finditer(text), None]:
+            plain = text[at : match.start() if match else None].replace(guard, "")
+            ids += self.encode(plain, special=False)
+            if match:
+                ids.append(self.id_of(match[0]))
+                at = match.end()
+        return ids
+
+
+class ChatTokenizer(Speller):
     """The tokenizer of one checkpoint folder, through transformers."""
 
     def __init__(self, folder: Path) -> None:
@@ -97,17 +154,11 @@ class ChatTokenizer:
         if self._tokenizer.chat_template is None:
             raise BadInput("this checkpoint has no chat template; take an instruct checkpoint")
         turns = [{"role": m.role, "content": content(m, encoder)} for m in messages]
-        ids = self._ids(turns, encoder.marker if encoder else None)
+        ids = self.ids_of(turns, encoder.marker if encoder else None)
         if encoder is None:
             return Prompt(tuple(ids))
         parts = [p for m in messages for p in m.parts if isinstance(p, encoder.accepts)]
         return lay(ids, self.id_of(encoder.marker), parts, encoder.plan(parts))
-
-    def id_of(self, token: str) -> int:
-        """The id of a special token. Raises CheckpointDamaged where the vocabulary lacks it."""
-        if token not in self._special_ids:
-            raise CheckpointDamaged(f"the checkpoint's tokenizer has no special token {token!r}")
-        return self._special_ids[token]
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Ids of `text` alone; what spells a special token is one only where `special` is set."""
@@ -121,43 +172,18 @@ class ChatTokenizer:
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
-    @cached_property
-    def _special_ids(self) -> dict[str, int]:
-        added = self._tokenizer.added_tokens_decoder.items()
-        return {token.content: number for number, token in added if token.special}
-
-    @cached_property
-    def _special(self) -> re.Pattern[str]:
-        """Any special token, the longest first."""
-        known = sorted(self._special_ids, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, known)) or NOTHING)
-
-    def _ids(self, turns: list[dict[str, Any]], marker: str | None) -> list[int]:
-        """Ids of the rendered turns; `marker` stands only where the template wrote it."""
-        said = "\n".join(text for turn in turns for text in texts_of(turn["content"]))
-        spelled = self._special.search(said) is not None
-        if spelled:
-            guard = next(chr(c) for c in PRIVATE if chr(c) not in said)
-            of_system = re.compile(re.escape(marker) if marker else NOTHING)
-            for turn in turns:
-                special = of_system if turn["role"] == "system" else self._special
-                turn["content"] = broken(turn["content"], guard, special)
-        text = self._tokenizer.apply_chat_template(
+    def apply(self, turns: list[dict[str, Any]]) -> str:
+        """The turns and the opening of the answer, as the chat template writes them."""
+        text: str = self._tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True
         )
-        return self._guarded_ids(text, guard) if spelled else self.encode(text, special=True)
+        return text
 
-    def _guarded_ids(self, text: str, guard: str) -> list[int]:
-        """Ids of a text in which `guard` breaks what is not to be special."""
-        ids: list[int] = []
-        at = 0
-        for match in [*self._special.finditer(text), None]:
-            plain = text[at : match.start() if match else None].replace(guard, "")
-            ids += self.encode(plain, special=False)
-            if match:
-                ids.append(self.id_of(match[0]))
-                at = match.end()
-        return ids
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """Special tokens and their ids."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        return {token.content: number for number, token in added if token.special}
 
 
 class TextStream:

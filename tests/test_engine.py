@@ -13,7 +13,8 @@ from apps.service import Served, Service
 from lfm2_mm.backbone import Backbone
 from lfm2_mm.engine import Engine, open_engine
 from lfm2_mm.engines.native import Native, advice_of
-from lfm2_mm.errors import BadInput, ContextExceeded, UnknownCheckpoint
+from lfm2_mm.errors import BadInput, CheckpointDamaged, ContextExceeded, UnknownCheckpoint
+from lfm2_mm.exports.to_gguf import PIECES
 from lfm2_mm.prompt import ChatTokenizer
 from lfm2_mm.types import Audio, Done, Image, Message, Progress, Sampling, Text, TextDelta, text_of
 from tests import tiny, tiny_vision
@@ -37,10 +38,30 @@ def address(folder: Path) -> Iterator[str]:
         yield f"{address}v1"
 
 
-@pytest.fixture(params=["echo", "native", "remote"])
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose tokenizer splits text as the published ones do, and llama.cpp."""
+    made = tiny.lfm2_folder(tmp_path_factory.mktemp("engine") / "family")
+    return tiny.tokenizer_files(made, pattern=PIECES)
+
+
+@pytest.fixture(scope="module")
+def gguf(family: Path) -> Path:
+    """The same checkpoint as a file of llama.cpp's."""
+    for library in ("gguf", "xllamacpp"):
+        pytest.importorskip(library, reason=f"gguf: {library} is not installed")
+    from lfm2_mm.exports.source import open_source
+    from lfm2_mm.exports.to_gguf import write
+
+    write(open_source(family, "tiny"), family / "tiny.gguf", "f32", 0)
+    return family / "tiny.gguf"
+
+
+@pytest.fixture(params=["echo", "native", "remote", "gguf"])
 def engine(request: pytest.FixtureRequest, folder: Path) -> Iterator[Engine]:
-    names = {"echo": "echo", "native": folder, "remote": None}
-    name = names[request.param] or request.getfixturevalue("address")
+    names = {"echo": "echo", "native": folder}
+    stands_in = {"remote": "address"}.get(request.param, request.param)
+    name = names.get(request.param) or request.getfixturevalue(stands_in)
     opened = open_engine(name, dtype="fp32")
     yield opened
     opened.close()
@@ -84,6 +105,66 @@ def test_the_reply_ends_at_max_tokens(engine: Engine) -> None:
     done = list(engine.stream(HELLO, Sampling(temperature=0.0, max_tokens=2)))[-1]
     assert isinstance(done, Done)
     assert (done.reason, done.usage.completion_tokens) == ("length", 2)
+
+
+# -- llama.cpp ------------------------------------------------------------------------------------
+
+
+def test_llama_answers_as_our_engine_does(family: Path, gguf: Path) -> None:
+    ours, theirs = fresh(family), open_engine(gguf)
+    asked = list(HELLO)
+    for question in ("And then?", "What of <|im_end|> and <|im_start|>system?", "你好 12345"):
+        ends = [list(engine.stream(asked, GREEDY)) for engine in (ours, theirs)]
+        # Of half a character at the end llama.cpp says nothing.
+        assert text_of(ends[0]).rstrip("\ufffd") == text_of(ends[1])
+        done = [ended(events) for events in ends]
+        assert done[0].reason == done[1].reason
+        assert done[0].usage.prompt_tokens == done[1].usage.prompt_tokens
+        asked += [Message.assistant(text_of(ends[0])), Message.user(question)]
+    theirs.close()
+
+
+def test_llama_goes_on_from_what_it_has_read(gguf: Path) -> None:
+    engine = open_engine(gguf)
+    one = Sampling(temperature=0.0, max_tokens=1)
+    answer = text_of(engine.stream(HELLO, one))
+    longer = [*HELLO, Message.assistant(answer), Message.user("And then?")]
+    again = list(engine.stream(longer, GREEDY))
+    engine.close()
+    engine = open_engine(gguf)
+    anew = list(engine.stream(longer, GREEDY))
+    engine.close()
+    assert text_of(again) == text_of(anew)
+    assert ended(again).usage.reused_tokens > ended(anew).usage.reused_tokens == 0
+
+
+def test_llama_keeps_to_seed_and_penalty(family: Path, gguf: Path) -> None:
+    engine = open_engine(gguf)
+    sampling = Sampling(temperature=1.5, max_tokens=8, seed=5)
+    assert text_of(engine.stream(HELLO, sampling)) == text_of(engine.stream(HELLO, sampling))
+    penalised = Sampling(temperature=0.0, repetition_penalty=1.5, max_tokens=8)
+    assert text_of(engine.stream(HELLO, penalised)) == text_of(
+        fresh(family).stream(HELLO, penalised)
+    ).rstrip("\ufffd")
+    engine.close()
+
+
+def test_llama_tells_what_it_cannot_open(gguf: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is no file; `lfm2-mm export"):
+        open_engine(tmp_path / "none.gguf")
+    (tmp_path / "text.gguf").write_text("hello")
+    with pytest.raises(BadInput, match="is no GGUF file"):
+        open_engine(tmp_path / "text.gguf")
+    (tmp_path / "cut.gguf").write_bytes(gguf.read_bytes()[:100_000])
+    with pytest.raises(CheckpointDamaged, match=r"cut\.gguf"):
+        open_engine(tmp_path / "cut.gguf")
+
+
+def test_llama_refuses_a_conversation_beyond_the_context(gguf: Path) -> None:
+    engine = open_engine(gguf)
+    with pytest.raises(ContextExceeded, match=r"\d+ tokens long.*at most 1023"):
+        engine.stream([Message.user("word " * 2000)], GREEDY)
+    engine.close()
 
 
 # -- the native engine --------------------------------------------------------------------------
@@ -165,7 +246,7 @@ def test_sound_is_refused_by_a_text_checkpoint(folder: Path) -> None:
 def test_unknown_names_and_engines_are_named() -> None:
     with pytest.raises(UnknownCheckpoint, match="lfm2-350n"):
         open_engine("lfm2-350n", offline=True)
-    with pytest.raises(BadInput, match="native, echo"):
+    with pytest.raises(BadInput, match="native, echo, remote, gguf"):
         open_engine("echo", engine="gpu")
 
 

@@ -104,13 +104,16 @@ MOE: dict[str, Any] = {
 
 
 def tokenizer(
-    vocab_size: int = 480, corpus: Sequence[str] = CORPUS, specials: Sequence[str] = SPECIALS
+    vocab_size: int = 480,
+    corpus: Sequence[str] = CORPUS,
+    specials: Sequence[str] = SPECIALS,
+    pattern: str = PATTERN,
 ) -> Tokenizer:
     """A byte-level BPE tokenizer with the family's special tokens at their published ids."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -130,12 +133,15 @@ def tokenizer(
 
 
 def tokenizer_files(
-    path: Path | str, added: Sequence[str] = (), specials: Sequence[str] = SPECIALS
+    path: Path | str,
+    added: Sequence[str] = (),
+    specials: Sequence[str] = SPECIALS,
+    pattern: str = PATTERN,
 ) -> Path:
     """tokenizer.json, tokenizer_config.json and chat_template.jinja of the family, at `path`."""
     from transformers import PreTrainedTokenizerFast
 
-    made = tokenizer(specials=specials)
+    made = tokenizer(specials=specials, pattern=pattern)
     made.add_tokens(list(added))
     PreTrainedTokenizerFast(
         tokenizer_object=made,

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from apps import wiring
@@ -24,6 +25,7 @@ INTRODUCTION = "/new starts over, /exit or Ctrl-D ends, Ctrl-C stops a reply"
 
 def chat(args: Namespace, screen: Screen) -> None:
     """Answer one prompt, or hold a session where there is none and a terminal is."""
+    sort_words(args)
     prompt = prompt_of(args)
     engine = wiring.open_chat(args)
     try:
@@ -35,6 +37,18 @@ def chat(args: Namespace, screen: Screen) -> None:
             screen.result(record, [""])
     finally:
         engine.close()
+
+
+def sort_words(args: Namespace) -> None:
+    """`chat --engine gguf model.gguf Hello`: a file is the model; then one prompt, or none."""
+    words: list[str] = args.prompt
+    if args.engine == "gguf" and args.model is None and words and Path(words[0]).is_file():
+        args.model = words.pop(0)
+    if args.engine == "gguf" and args.model is None:
+        args.wrong_usage("--engine gguf needs a file: --model model.gguf, or its path first")
+    if len(words) > 1:
+        args.wrong_usage(f"one prompt is taken, {len(words)} were given; put it into quotes")
+    args.prompt = words[0] if words else None
 
 
 def prompt_of(args: Namespace) -> str | None:

@@ -1,0 +1,1 @@
+"""Checkpoints as files of other runtimes, each held against its checkpoint by running it there."""
