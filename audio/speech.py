@@ -15,7 +15,7 @@ from audio.chat import CONVERSE, SPEAK, TRANSCRIBE, Script
 from audio.codec import Codec, open_codec
 from audio.conversation import CONVERSING, SPEAKING, TRANSCRIBING, Conversation, Manner
 from audio.encoder import MAX_SECONDS
-from audio.generation import Chooser, Made, generate
+from audio.generation import Chooser, Made, generate, text_logits
 from audio.history import History
 from audio.lexicon import Lexicon, Wording, refusal
 from audio.loading import load_speech
@@ -208,6 +208,21 @@ class Speech:
                 else:
                     done = event
         yield done
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Hear, think and speak once, so that the first reply begins as soon as later ones: what
+        is loaded or compiled at its first use is there then. Nothing is remembered."""
+        model, config = self.model, self.model.config
+        silence = log_mel(np.zeros(config.mel.sample_rate, np.float32), config.mel)
+        memory = Memory(model, self.prompt(CONVERSE, silence))
+        memory.hidden()
+        memory.history.add_text([self.script.marks.start])
+        hidden = memory.hidden()
+        text_logits(model, hidden)
+        model.depth.frame(hidden, lambda logits: 0)
+        self.codec.decode(torch.zeros(self.codec.codebooks, 1, dtype=torch.long),
+                          self.codec.start())  # fmt: skip
 
     def close(self) -> None:
         """Nothing is held beyond the object itself."""

@@ -17,6 +17,8 @@ from audio.memory import Memory
 from audio.modes import Sequential
 from audio.passages import passages
 from audio.speech import Speech
+from lfm2_mm import program as programs
+from lfm2_mm.compiled import Machine, register_width
 from lfm2_mm.errors import BadInput, ContextExceeded, Unreadable
 from lfm2_mm.types import Audio, Done, Sampling, TextDelta, text_of
 from tests import tiny, tiny_audio
@@ -197,6 +199,30 @@ def test_a_text_checkpoint_s_folder_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointDamaged, match="speech checkpoint lacks 'lfm'"):
         audio.open(tiny.lfm2_folder(tmp_path))
+
+
+def test_preparing_compiles_what_a_reply_needs_and_changes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    compiled = Machine.__init__
+
+    def counted(machine: Machine, text: str) -> None:
+        made.append(text)
+        compiled(machine, text)
+
+    monkeypatch.setattr(Machine, "__init__", counted)
+    plain, prepared = (audio.open(folder, device="cpu", dtype="int8") for _ in range(2))
+    plain.codec = prepared.codec = PlainCodec()  # type: ignore[assignment]
+    programs.machine.cache_clear()
+    prepared.prepare()
+    assert made or register_width() is None
+    before = len(made)
+    found = prepared.converse(manner=GREEDY).reply(CLIP)
+    assert found.audio.seconds and len(made) == before
+    expected = plain.converse(manner=GREEDY).reply(CLIP)
+    assert found.text == expected.text
+    assert np.array_equal(found.audio.samples, expected.audio.samples)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])

@@ -63,6 +63,7 @@ def speak(args: Namespace, screen: Screen) -> None:
         args.wrong_usage("there is nothing to speak: give a text, or pipe one in")
     check_output(args.output, args)
     speech = wiring.open_speech(args)
+    speech.prepare()
     manner = manner_of(args, SPEAKING)
     given = {"voice": args.voice, "system": args.system, "strict": args.strict}
     with speech.speak(text, **given, manner=manner) as reply:
@@ -82,6 +83,7 @@ def talk(args: Namespace, screen: Screen) -> int:
         raise BadInput(f"the folder of --history {args.history} does not exist; make it first")
     targets = _targets(args, several)
     speech = wiring.open_speech(args)
+    speech.prepare()
     manner = manner_of(args, CONVERSING)
     records = []
     for path, target in zip(args.recordings, targets, strict=True):
