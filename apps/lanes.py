@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -70,7 +70,7 @@ class Lane:
                 while (item := await self._step(lambda: next(items, END))) is not END:
                     yield item  # type: ignore[misc]  # END was the only other
             finally:
-                with anyio.CancelScope(shield=True):
+                with anyio.CancelScope(shield=True), suppress(Stopping):
                     await self._step(lambda: _close(items))
 
     def steps(self, items: Iterator[T]) -> Generator[T, None, None]:
@@ -118,7 +118,11 @@ class Lane:
             self.jobs -= 1
 
     async def _step(self, work: Callable[[], T]) -> T:
-        return await asyncio.wrap_future(self._thread.submit(work))
+        try:
+            step = self._thread.submit(work)
+        except RuntimeError as error:  # the thread is closed
+            raise Stopping("the server was stopped before this was done") from error
+        return await asyncio.wrap_future(step)
 
 
 def _close(items: Iterator[Any]) -> None:

@@ -81,6 +81,11 @@ class Service:
         """The first model of one of `kinds`."""
         return next((m for m in self.models.values() if m.kind in kinds), None)
 
+    def answering(self) -> Served | None:
+        """Who can answer from passages; the echo cannot."""
+        chats = (m for m in self.models.values() if m.kind == "chat" and m.name != "echo")
+        return next(chats, None)
+
     def index(self, name: str) -> Index:
         """Raises IndexMissing, naming those that are there."""
         return self.indexes[self.index_name(name)]

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -15,7 +16,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+BESIDE = re.findall(r"^<!-- runs beside the server -->\n```(\w+)\n(.*?)^```", README, re.M | re.S)
+PYTHON = [
+    block
+    for block in re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    if ("python", block) not in BESIDE
+]
 CONSOLE = re.findall(r"^<!-- runs as a test -->\n```console\n(.*?)^```", README, re.M | re.S)
 
 
@@ -54,6 +60,33 @@ def test_console_blocks_run_and_show_something(block: str, copy: Path) -> None:
         prompt, program, *arguments = shlex.split(line)
         assert (prompt, program) == ("$", "lfm2-mm")
         assert run([sys.executable, "-m", "apps.cli", *arguments], copy).strip(), line
+
+
+def test_blocks_beside_the_server_run_and_show_something(copy: Path) -> None:
+    """The server that the README starts, and every block that asks it."""
+    if shutil.which("curl") is None:
+        pytest.skip("the README's blocks need curl")
+    run([sys.executable, "-m", "apps.cli", "index", "docs", "--index", "my.index"], copy)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    (started,) = re.findall(r"^\$ lfm2-mm (serve .*)$", README, re.M)
+    path = os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "apps.cli", *shlex.split(started), "--port", port],
+        cwd=copy, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stderr is not None
+        assert any("Ctrl-C" in line for line in server.stderr)
+        assert len(BESIDE) >= 2
+        for language, block in BESIDE:
+            there = block.replace(":7860", f":{port}")
+            program = ["bash", "-ec"] if language == "bash" else [sys.executable, "-c"]
+            shown = run([*program, there], copy)
+            assert shown.strip() and '"error"' not in shown, shown
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_the_first_lines_say_what_it_is_and_how_to_start() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from apps.grounded import Cited
     from retrieval.recall import Recall
     from retrieval.types import Hit, Match
 
@@ -49,6 +50,22 @@ def _card(number: int, hit: Hit, name: str, best: float) -> str:
         f'<span class="score" title="score {hit.score:.4f}">'
         f'<i><i style="width:{share:.0%}"></i></i><b>{hit.score:.2f}</b></span></header>'
         f"{heading}<p>{before}{passage}{after}</p></article>"
+    )
+
+
+def answer(pieces: Sequence[Cited], told: str = "") -> str:
+    """An answer whose citations open the passage they name; `told` is a remark below."""
+    shown = "".join(
+        "".join(_citation(number) for number in piece.numbers) or escape(piece.text)
+        for piece in pieces
+    )
+    return f'<div class="answer">{shown}</div>{note(told)}'
+
+
+def _citation(number: int) -> str:
+    return (
+        f'<button type="button" class="cite" data-hit="{number - 1}" '
+        f'title="Open passage {number}">{number}</button>'
     )
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from apps import grounded
 from apps.demos import markup, site
+from apps.demos.answers import followed
 from apps.demos.shelf import LIBRARY, UPLOADS, Shelf
+from apps.service import Served
 from lfm2_mm.errors import LfmError
+from lfm2_mm.types import Done
 
 # At run time too: gradio reads the annotations.
 from retrieval.types import Hit, Mode, Progress, Report
@@ -27,6 +33,10 @@ NAME = "Search your documents"
 TITLE = f"""<h1>{NAME}</h1>
 <p>By meaning and by word, on this machine alone. Marked words show why a passage was found:
 the stronger the mark, the closer the match.</p>"""
+HOW_TO_ANSWER = """<details class="note"><summary>Answers from what is found</summary>
+need a checkpoint that chats: <code>lfm2-mm fetch LFM2-350M</code>, then <code>lfm2-mm demo --models
+LFM2-350M</code>; or any OpenAI-compatible server: <code>--models http://127.0.0.1:8080/v1</code>.
+</details>"""
 ON_RESULT = """element.addEventListener('click', event => {
   const button = event.target.closest('[data-hit]');
   if (button) trigger('click', {hit: Number(button.dataset.hit)});
@@ -47,8 +57,9 @@ watch('value', () => setTimeout(show, 50));"""
 class Page:
     """What the controls of the page call. Each method gives the new values of some components."""
 
-    def __init__(self, shelf: Shelf) -> None:
-        self.shelf = shelf
+    def __init__(self, shelf: Shelf, chat: Served | None = None) -> None:
+        """chat: who answers from what was found."""
+        self.shelf, self.chat = shelf, chat
 
     def search(
         self, name: str, query: str, mode: Mode, k: float, narrow: str
@@ -63,6 +74,25 @@ class Page:
         took = f"{len(hits)} passages in {1000 * (time.perf_counter() - start):,.0f} ms"
         names = [self.shelf.shown(hit.source) for hit in hits]
         return markup.cards(hits, names) + markup.note(took if hits else ""), hits
+
+    def answer(self, query: str, hits: list[Hit]) -> Iterator[str]:
+        """The question answered from the best hits, as it grows; citations are numbers of hits."""
+        passages = grounded.chosen(hits)
+        if self.chat is None or not passages:
+            yield ""
+            return
+        chat, names = self.chat, [self.shelf.shown(hit.source) for hit in passages]
+        # Several hits may have one text; a citation opens the hit its passage came from.
+        places = {number: hits.index(hit) + 1 for number, hit in enumerate(passages, 1)}
+        events = chat.lane.steps(grounded.answered(chat.engine.stream, query, passages, names))
+        with closing(events):
+            for reply in followed(events):
+                pieces = [
+                    replace(piece, numbers=tuple(places[n] for n in piece.numbers))
+                    for piece in grounded.cited(reply.text, len(passages))
+                ]
+                told = reply.error or (told_by(chat.name, reply.done) if reply.done else "…")
+                yield markup.answer(pieces, told)
 
     def open(self, name: str, hits: list[Hit], event: gr.EventData) -> tuple[Any, str]:
         number = int(event.hit)
@@ -125,6 +155,12 @@ class Page:
         return gr.Timer(active=bool(self.shelf.preparing)), self.documents(name)
 
 
+def told_by(name: str, done: Done) -> str:
+    """Who answered, and that it may be wrong."""
+    cut = " The answer was cut, it was too long." if done.reason == "length" else ""
+    return f"Answered by {name} from the passages; check it there.{cut}"
+
+
 def outcome(report: Report) -> str:
     """What became of an upload."""
     done = f"{report.added} added, {report.updated} updated in {report.seconds:.1f} s"
@@ -134,9 +170,9 @@ def outcome(report: Report) -> str:
     return markup.note(done) + left
 
 
-def build(shelf: Shelf) -> gr.Blocks:
-    """The page over a shelf of collections."""
-    page = Page(shelf)
+def build(shelf: Shelf, chat: Served | None = None) -> gr.Blocks:
+    """The page over a shelf of collections; `chat` answers from what is found."""
+    page = Page(shelf, chat)
     with gr.Blocks(title=NAME, analytics_enabled=False) as blocks:
         gr.HTML(site.bar("search"))
         gr.HTML(TITLE, elem_id="title")
@@ -150,6 +186,13 @@ def build(shelf: Shelf) -> gr.Blocks:
                 recall = gr.HTML(elem_id="recall")
             with gr.Column(scale=1, min_width=420):
                 asked, examples, events = _ask()
+                with gr.Column(elem_id="answering"):
+                    if chat is None:
+                        gr.HTML(HOW_TO_ANSWER)
+                    ask = gr.Button(
+                        "Answer from these passages", size="sm", elem_id="ask-chat", visible=False
+                    )
+                    answer = gr.HTML(js_on_load=ON_RESULT, elem_id="answer")
                 with gr.Row():
                     with gr.Column(scale=3, min_width=380):
                         results = gr.HTML(js_on_load=ON_RESULT, elem_id="results")
@@ -162,11 +205,17 @@ def build(shelf: Shelf) -> gr.Blocks:
         timer = gr.Timer(1.0)
         quiet: dict[str, Any] = {"show_progress": "hidden"}
         for event in events:
-            event(page.search, [name, *asked], [results, hits], show_progress="minimal")
-        results.click(page.open, [name, hits], [panel, source], **quiet)
+            found = event(page.search, [name, *asked], [results, hits], show_progress="minimal")
+            offered: Any = (lambda h: (gr.Button(visible=bool(h) and chat is not None), ""), hits)
+            found.then(*offered, [ask, answer], **quiet)
+        ask.click(page.answer, [asked[0], hits], answer, show_progress="minimal")
+        for shown in (results, answer):
+            shown.click(page.open, [name, hits], [panel, source], **quiet)
         close.click(lambda: gr.Column(visible=False), None, panel, **quiet)
         name.change(page.choose, name, [documents, results, hits, panel, examples], **quiet)
-        name.change(lambda: "", None, recall, **quiet)
+        name.change(
+            lambda: ("", "", gr.Button(visible=False)), None, [recall, answer, ask], **quiet
+        )
         measure.click(page.recall, name, recall, show_progress="minimal")
         taken = files.upload(page.upload, files, [files, name, told])
         taken.then(page.documents, name, documents, **quiet)
@@ -203,7 +252,8 @@ def _ask() -> tuple[list[Any], gr.Column, list[Callable[..., Any]]]:
     return [query, mode, k, narrow], examples, events
 
 
-def page(shelf: Shelf) -> site.Page:
-    """The page for a site. The shelf must stay open."""
+def page(shelf: Shelf, chat: Served | None = None) -> site.Page:
+    """The page for a site. The shelf must stay open; `chat` answers from what is found."""
     about = "Find a passage by meaning and by word, and see which words matched."
-    return site.Page("search", NAME, about, shelf.model, build(shelf), "search.css")
+    model = shelf.model if chat is None else f"{shelf.model}, answers by {chat.name}"
+    return site.Page("search", NAME, about, model, build(shelf, chat), "search.css")

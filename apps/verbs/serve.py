@@ -108,4 +108,4 @@ def _pages(service: Service, shelf: Shelf, folder: Path) -> tuple[list[Page], Vi
         speak = talk.page(Talker(speech))
     else:
         speak = talk.missing(str(wiring.nothing_here("speech")))
-    return [search.page(shelf), look, speak], viewer
+    return [search.page(shelf, service.answering()), look, speak], viewer
