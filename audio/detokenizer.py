@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from audio.codec import checked, wave_of
 from audio.recent import Recent, within
-from lfm2_mm.backbone import Backbone, Block, Rotary, ShortConv, View
+from lfm2_mm.backbone import Backbone, Rotary, View
 from lfm2_mm.config import BackboneConfig
 from lfm2_mm.device import Choice
 from lfm2_mm.errors import CheckpointDamaged
@@ -165,33 +165,32 @@ class Detokenizer:
         past = min(state.steps, self.config.window - 1)
         positions = torch.arange(state.steps, state.steps + new, device=x.device)[None]
         rotary = Rotary(positions, config.head_dim, config.rope_theta, x.dtype)
-        beginning, view = View((0,), new, None, True), View((past,), new, None, True)
+        view = View((past,), new, None, True)
         sees = within(past, new, self.config.window, x.device)
-        kept: list[tuple[Tensor, ...]] = []
-        blocks = cast("list[Block]", self.backbone.layers)
-        for block, memory in zip(blocks, state.layers, strict=True):
-            normed = block.operator_norm(x)
-            if block.self_attn is None:
-                y, inputs = convolve(cast(ShortConv, block.conv), normed, beginning, memory[0])
-                kept.append((inputs,))
-            else:
-                cache = Recent(*memory)
-                y = block.self_attn(normed, view, rotary, sees, cache)
-                kept.append(cache.last(self.config.window - 1))
-            x = x + y
-            x = x + block.feed_forward(block.ffn_norm(x))
-        return self.backbone.norm(x), tuple(kept)
+        caches = [
+            Recent(*memory) if len(memory) == 2 else behind(past, memory[0], new)
+            for memory in state.layers
+        ]
+        hidden = self.backbone.through(x, caches, view, rotary, sees)
+        return hidden, tuple(self._kept(cache) for cache in caches)
+
+    def _kept(self, cache: Recent | Tensor) -> tuple[Tensor, ...]:
+        """What a layer remembers of its cache."""
+        if isinstance(cache, Recent):
+            return cache.last(self.config.window - 1)
+        return (cache[:, cache.shape[1] - (self.config.backbone.kernel - 1) :].clone(),)
 
     def _divided(self, sound: Tensor, weight: Tensor) -> Tensor:
         return (sound / weight.clamp_min(1e-11)).flatten()
 
 
-def convolve(conv: ShortConv, x: Tensor, view: View, before: Tensor) -> tuple[Tensor, Tensor]:
-    """A short convolution that goes on from the inputs `before`; its result and the last inputs."""
+def behind(past: int, before: Tensor, new: int) -> Tensor:
+    """Inputs of a convolution (1, past + kernel - 1 + new, hidden): the last ones before position
+    `past`, and room for the new."""
     lead = before.shape[1]
-    buffer = torch.cat((before, before.new_zeros(1, view.new, before.shape[2])), 1)
-    y = conv(x, view, buffer, False)
-    return y, buffer[:, buffer.shape[1] - lead :].clone()
+    inputs = before.new_zeros(1, past + lead + new, before.shape[2])
+    inputs[:, past : past + lead] = before
+    return inputs
 
 
 def overlapped(waves: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ with projections fused, one state for attention and convolution, and padding tha
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -421,7 +421,24 @@ class Backbone(nn.Module):
         rotary = Rotary(
             view.positions(x.device), self.config.head_dim, self.config.rope_theta, x.dtype
         )
-        caches = store_layers(store, self.config.layer_types)
+        return self.through(
+            x, store_layers(store, self.config.layer_types), view, rotary, sees, keep
+        )
+
+    def through(
+        self,
+        x: Tensor,
+        caches: Iterable[KV | Tensor | None],
+        view: View,
+        rotary: Rotary,
+        sees: Tensor | None,
+        keep: bool = False,
+    ) -> Tensor:
+        """x (batch, new, hidden) through all layers over these caches, with the last norm.
+
+        A layer that attends takes a KV, a convolution its inputs (batch, kernel - 1 + positions,
+        hidden), or either None. `keep` is `convolve_padding` of `forward`.
+        """
         if self.many_rows is not None:
             return self.many_rows.run(x, caches, view, rotary, sees, keep)
         for block, cache in zip(cast("list[Block]", self.layers), caches, strict=True):
