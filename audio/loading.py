@@ -125,7 +125,7 @@ def published_depth(depth: DepthTransformer) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for name, parts in depth_layout(depth.whole).items():
         if name not in ours:
-            raise ValueError("an int8 model has no weights to save; open it with dtype='fp32'")
+            raise ValueError("a packed model has no weights to save; open it with dtype='fp32'")
         tensor = paired(name, ours[name].detach(), depth.whole, to_pairs)
         out |= {k: t.contiguous() for k, t in zip(parts, tensor.chunk(len(parts)), strict=True)}
     return out

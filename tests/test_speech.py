@@ -225,7 +225,7 @@ def test_preparing_compiles_what_a_reply_needs_and_changes_nothing(
     assert np.array_equal(found.audio.samples, expected.audio.samples)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
 def test_every_dtype_answers(folder: Path, dtype: str) -> None:
     speech = audio.open(folder, device="cpu", dtype=dtype)
     speech.codec = PlainCodec()  # type: ignore[assignment]

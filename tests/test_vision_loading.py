@@ -18,6 +18,7 @@ from lfm2_mm import weights
 from lfm2_mm.backbone import Backbone
 from lfm2_mm.device import Choice, int8_works
 from lfm2_mm.errors import BadInput, CheckpointDamaged
+from lfm2_mm.linear import Int8Linear
 from tests import tiny_vision
 from tests.conftest import SCRATCH
 from tests.shapes import some_ids
@@ -221,6 +222,12 @@ class TestSaving:
         torch.testing.assert_close(
             opened.logits(opened(opened.embed(some_ids(1, 5)))), logits, atol=5e-5, rtol=1e-5
         )
+
+    def test_int4_towers_are_int8(self) -> None:
+        if not int8_works():
+            pytest.skip("this torch has no int8 product")
+        model = load_vision(folder(), Choice("cpu", "int4", 1, "a test"))
+        assert any(isinstance(module, Int8Linear) for module in model.modules())
 
     def test_an_int8_tower_is_refused(self) -> None:
         if not int8_works():

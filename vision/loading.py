@@ -90,7 +90,7 @@ def load_vision(folder: Path, choice: Choice) -> VisionModel:
         ((part + key, tensor) for key, tensor in read_tensors(folder, start))
         for part, start in starts.items()
     )
-    return build_vision(config, tensors, choice.for_many_rows())
+    return build_vision(config, tensors, choice)
 
 
 def _start(keys: Iterable[str], mark: str) -> str:
@@ -119,8 +119,9 @@ def build_vision(
     """For inference, from (key as in `layout`, tensor) pairs, one tensor in memory at a time.
 
     Every tensor must be used and every parameter filled, with its exact shape and finite values.
-    Raises CheckpointDamaged.
+    int4 means int8 here. Raises CheckpointDamaged.
     """
+    choice = choice.for_many_rows()
     set_threads(choice.threads)
     with torch.device("meta"):
         model = VisionModel(config)
