@@ -20,6 +20,7 @@ OPEN = ("/health",)  # answered without a key
 SUBPROTOCOL = "openai-insecure-api-key."  # how a browser gives its key to a WebSocket
 LOCAL = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 MOST_BYTES = 64 << 20  # of a request's body
+MOST_HELD = 512 << 20  # of all bodies that are held at a time
 
 
 class Gate:
@@ -40,6 +41,7 @@ class Gate:
         """loopback: only this machine is served, so only its own names are taken as host."""
         self.app, self.key, self.origins = app, key, tuple(origins)
         self.loopback, self.most_bytes = loopback, most_bytes
+        self.most_held, self._held = MOST_HELD, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -59,8 +61,12 @@ class Gate:
             await refusal(401, "an API key is needed: Authorization: Bearer KEY", headers=login)(
                 scope, receive, send
             )
-        elif scope["type"] == "http" and scope["path"].startswith("/v1/"):
-            await self.app(scope, self._bounded(headers, receive), send)
+        elif scope["type"] == "http" and scope["path"].startswith(("/v1/", "/v2/")):
+            body = Body(self, headers, receive)
+            try:
+                await self.app(scope, body.receive, send)
+            finally:
+                self._held -= body.seen
         else:
             await self.app(scope, receive, send)
 
@@ -76,21 +82,36 @@ class Gate:
             return True
         return any(hmac.compare_digest(given, self.key.encode()) for given in keys_of(headers))
 
-    def _bounded(self, headers: Headers, receive: Receive) -> Receive:
-        too_large = HTTPException(413, f"the body is larger than {self.most_bytes >> 20} MiB")
-        told, seen = headers.get("content-length", ""), 0
+    def hold(self, count: int) -> None:
+        """Count bytes that a request keeps until it is answered. Raises 429 where they are too
+        many with those of the others."""
+        self._held += count
+        if self._held > self.most_held:
+            raise HTTPException(
+                429, "the bodies of other requests fill the memory", {"retry-after": "1"}
+            )
 
-        async def counted() -> Message:
-            nonlocal seen
-            if told.isdecimal() and int(told) > self.most_bytes:
-                raise too_large
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.most_bytes:
-                raise too_large
-            return message
 
-        return counted
+class Body:
+    """One request's body, counted as it comes in. Raises 413 where it is too large."""
+
+    def __init__(self, gate: Gate, headers: Headers, receive: Receive) -> None:
+        self._gate, self._receive = gate, receive
+        told = headers.get("content-length", "")
+        self._told = int(told) if told.isdecimal() else 0
+        self.seen = 0
+
+    async def receive(self) -> Message:
+        most = self._gate.most_bytes
+        if self._told > most:
+            raise HTTPException(413, f"the body is larger than {most >> 20} MiB")
+        message = await self._receive()
+        count = len(message.get("body", b""))
+        self.seen += count
+        self._gate.hold(count)
+        if self.seen > most:
+            raise HTTPException(413, f"the body is larger than {most >> 20} MiB")
+        return message
 
 
 def keys_of(headers: Headers) -> list[bytes]:

@@ -75,7 +75,8 @@ def refusal(
 
 def told(error: LfmError) -> JSONResponse:
     """One of our errors, as a reply."""
-    headers = {"retry-after": str(error.retry_after)} if isinstance(error, Busy) else None
+    wait = {Busy: getattr(error, "retry_after", 1), Stopping: 5}.get(type(error))
+    headers = {"retry-after": str(wait)} if wait else None
     status, code = next((s[1:] for s in STATUS if isinstance(error, s[0])), (500, None))
     return refusal(status, str(error), code, headers=headers)
 

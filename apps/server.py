@@ -20,9 +20,10 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
 from starlette.middleware.cors import CORSMiddleware
 
-from apps import replies
+from apps import manual, replies
 from apps.gate import MOST_BYTES, Gate
 from apps.routes import about, chat, search, speech
 from apps.service import Service
@@ -44,7 +45,11 @@ def build(
 
     key: who asks must know it; None: no key. origins: whose pages may ask beside our own.
     """
-    app = FastAPI(title="lfm2-mm", description=ABOUT, docs_url="/docs", redoc_url=None)
+    # FastAPI's own page of the interface is loaded from elsewhere; ours is made here.
+    app = FastAPI(title="lfm2-mm", description=ABOUT, docs_url=None, redoc_url=None)
+    app.get("/docs", response_class=HTMLResponse, include_in_schema=False)(
+        lambda: manual.page(app.openapi())
+    )
     app.state.service = service
     replies.install(app)
     metrics = Metrics(service)

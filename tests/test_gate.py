@@ -113,3 +113,50 @@ def test_a_large_body_is_refused_whether_its_size_is_told_or_not(told: bool) -> 
     answer = here.post("/v1/size", content=body(1100))
     assert answer.status_code == 413
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_bodies_that_are_held_at_a_time_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes when others fill the memory is sent away; what was answered counts no more."""
+    monkeypatch.setattr("apps.gate.MOST_HELD", 1000)
+    here = client()
+    for _ in range(3):
+        assert here.post("/v1/size", content=b"x" * 900).json() == 900
+    answer = here.post("/v1/size", content=b"x" * 1100)
+    assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+    assert here.post("/v1/size", content=b"x" * 900).json() == 900
+
+
+def test_only_allowed_origins_get_cors_headers() -> None:
+    page = "https://elsewhere.example"
+    asked = {"origin": page, "access-control-request-method": "POST"}
+    allowed = client(origins=(page,), key="K").options("/v1/size", headers=asked)
+    assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == page
+    refused = client().options("/v1/size", headers=asked)
+    assert refused.status_code == 403 and "access-control-allow-origin" not in refused.headers
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:7860", 200),
+        ("localhost", 200),
+        ("[::1]:80", 200),
+        ("127.9.9.9", 200),
+        ("evil.example:7860", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("", 403),
+    ],
+)
+def test_a_name_that_was_made_to_point_here_is_not_ours(host: str, status: int) -> None:
+    headers = {"host": host, "origin": f"http://{host}"}
+    assert client(loopback=True).get("/health", headers=headers).status_code == status
+    assert client().get("/health", headers=headers).status_code == 200
+
+
+def test_the_manual_names_every_operation_and_loads_nothing() -> None:
+    here = client()
+    page = here.get("/docs").text
+    for path, methods in here.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            assert f"<code>{method.upper()} {path}</code>" in page
+    assert "src=" not in page and "https:" not in page and "repetition_penalty" in page
