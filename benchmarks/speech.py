@@ -31,7 +31,7 @@ from lfm2_mm.types import Sampling
 SHAPE = "LFM2-Audio-1.5B"
 ENGINES = ("int8", "int4", "bf16", "int8-detokenizer", "int4-detokenizer", "theirs-bf16",
            "theirs-int8")  # fmt: skip
-HEADS = ("what", "size", "ms", "best_ms", "limit_ms", "real_time")
+HEADS = ("what", "size", "ms", "best_ms", "limit_ms", "real_time_factor")
 
 
 class Theirs:
@@ -62,7 +62,7 @@ class Theirs:
         self.table = torch.randn(config.codebooks, codes + 1, hidden, dtype=self.dtype)
         self.codes = torch.randn(config.codebooks, codes + 1, width, dtype=self.dtype)
         self.voice = MimiModel(MimiConfig()).eval()
-        self.limits = dict.fromkeys(("backbone", "text head", "depth", "codec"), 0)
+        self.limits = dict.fromkeys(("backbone", "text head", "depth", "codec", "ears"), 0)
         self.cache: Any = None
         self.voice_cache: Any = None
 
@@ -144,7 +144,7 @@ def main() -> None:
     print(f"{SHAPE}, random weights; {choose('cpu').threads} threads; ms")
     for engine in args.only.split(","):
         parts = opened(engine)
-        print(f"\n{parts.name}\n" + "".join(f"{head:>32}"[-32 if not n else -12:]
+        print(f"\n{parts.name}\n" + "".join(f"{head:>32}"[-32 if not n else -18:]
                                              for n, head in enumerate(HEADS)))  # fmt: skip
         for row in rows_of(parts, config, contexts, args.rounds):
             print(line(row), flush=True)
@@ -153,8 +153,8 @@ def main() -> None:
 
 
 def line(row: Row) -> str:
-    cells = [f"{row['what']:32}", f"{row['size']:12}"]
-    figures = [f"{row[h]:12.2f}" if row.get(h) else f"{'-':>12}" for h in HEADS[2:]]
+    cells = [f"{row['what']:32}", f"{row['size']:18}"]
+    figures = [f"{row[h]:18.2f}" if row.get(h) else f"{'-':>18}" for h in HEADS[2:]]
     return "".join([*cells, *figures])
 
 
