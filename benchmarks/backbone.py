@@ -25,7 +25,7 @@ from typing import Any
 if not __package__:  # run as a file: the folder above holds `benchmarks`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.backbone_engines import ENGINES, Engine, Setting, bandwidth, gguf_path
+from benchmarks.backbone_engines import ENGINES, Engine, Setting, bandwidth
 from benchmarks.peers import Peer, PeerDied
 from lfm2_mm.config import BackboneConfig
 from lfm2_mm.device import processor_name, usable_cores
@@ -113,11 +113,9 @@ def start(engine: Engine, setting: Setting, results: Results) -> Peer | None:
         return None
     tell(f"opening {engine.name}")
     if engine.family == "llama":
-        from benchmarks.gguf_file import write_gguf
-        from lfm2_mm.shapes import random_tensors
+        from benchmarks.backbone_engines import write_random
 
-        path = gguf_path(setting, engine.weights)
-        write_gguf(path, setting.config, random_tensors(setting.config), engine.weights)
+        write_random(setting, engine.weights)
     peer = Peer(engine.open, setting, engine.weights)
     try:
         results.notes[engine.name] = peer.answer()

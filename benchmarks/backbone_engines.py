@@ -169,6 +169,17 @@ def measure_llama(server: Any, vocab_size: int, size: int, count: int) -> Timing
     return Timing(took["prompt_ms"] / 1e3, took["predicted_ms"] / 1e3)
 
 
+def write_random(setting: Setting, weights: str) -> None:
+    """Random weights for llama.cpp, every matrix of the type asked. Prompts are token ids."""
+    from lfm2_mm.exports.gguf_file import write_gguf
+    from lfm2_mm.exports.vocabulary import dummy_vocabulary
+    from lfm2_mm.shapes import random_tensors
+
+    path, tensors = gguf_path(setting, weights), dict(random_tensors(setting.config))
+    words = dummy_vocabulary(setting.config.vocab_size)
+    write_gguf(path, setting.config, tensors.__getitem__, weights.lower(), words)
+
+
 def gguf_path(setting: Setting, weights: str) -> Path:
     return setting.folder / f"{weights}.gguf"
 
@@ -192,5 +203,5 @@ ENGINES = (
     Engine("transformers", "bf16", 16, ("transformers",), open_transformers),
     Engine("transformers", "int8", 8, ("transformers",), open_transformers),
     Engine("llama", "Q8_0", 8.5, LLAMA, open_llama),
-    Engine("llama", "Q4_0", 4.5, LLAMA, open_llama),
+    Engine("llama", "Q4_0", 5.3, LLAMA, open_llama),
 )

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import pytest
 
 from apps import cli
 from apps.service import Service
-from benchmarks.gguf_file import write_gguf
 from lfm2_mm.backbone import Backbone
 from lfm2_mm.engine import open_engine
 from lfm2_mm.engines.remote import Remote
 from lfm2_mm.errors import BadInput, ContextExceeded, LfmError, NotAvailable, UnknownCheckpoint
+from lfm2_mm.exports.gguf_file import write_gguf
+from lfm2_mm.exports.vocabulary import dummy_vocabulary
 from lfm2_mm.types import Done, Image, Message, Sampling, TextDelta, text_of
 from tests import served, tiny
 
@@ -45,10 +47,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("llama")
     backbone = Backbone.open(tiny.lfm2_folder(folder / "tiny"), device="cpu", dtype="fp32")
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
-    write_gguf(
-        folder / "tiny.gguf", backbone.config, backbone.state_tensors().items(), "F32",
-        template=template,
-    )  # fmt: skip
+    words = replace(dummy_vocabulary(backbone.config.vocab_size), template=template)
+    tensors = backbone.state_tensors()
+    write_gguf(folder / "tiny.gguf", backbone.config, tensors.__getitem__, "f32", words)
     params = xllamacpp.CommonParams()
     params.model.path = str(folder / "tiny.gguf")
     params.n_ctx, params.n_parallel = 512, 1
