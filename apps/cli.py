@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -29,6 +31,8 @@ VISION_SHAPES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
+    # Looking for cycles among all of torch's modules at the end takes a fifth of a search.
+    atexit.register(gc.freeze)
     try:
         args = parser().parse_args(argv)
         screen = open_screen(args.json)
