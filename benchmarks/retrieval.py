@@ -32,6 +32,7 @@ import numpy as np  # noqa: E402
 
 from apps.bench_retrieval import DIM, Clustered  # noqa: E402
 from benchmarks import retrieval_engines as engines  # noqa: E402
+from benchmarks import store_engines  # noqa: E402
 from benchmarks.peers import Peer, PeerDied  # noqa: E402
 
 RERANK_TOKENS = (180, 301)
@@ -52,7 +53,7 @@ def main() -> None:
     if args.table == "rerank":
         rerank(chosen(engines.RERANK, args.only), args.rounds)
     else:
-        search(chosen(engines.SEARCH, args.only), args)
+        search(chosen({**engines.SEARCH, **store_engines.STORES}, args.only), args)
 
 
 def chosen(table: dict[str, Any], only: str) -> dict[str, Any]:

@@ -151,7 +151,8 @@ RERANK = {
 # --- search: each builds in a folder and tells what that took, or opens it and answers queries ---
 
 
-def _built(folder: str, build: Callable[[], None]) -> dict[str, float]:
+def built(folder: str, build: Callable[[], None]) -> dict[str, float]:
+    """What building took: seconds, bytes on disk, memory at the height."""
     with Peak() as peak:
         start = time.perf_counter()
         build()
@@ -160,7 +161,7 @@ def _built(folder: str, build: Callable[[], None]) -> dict[str, float]:
     return {"seconds": seconds, "bytes": size, "peak": peak.grown}
 
 
-def _answering(
+def answering(
     data: Clustered, settings: list[str], find: Callable[[str, np.ndarray], list[int]]
 ) -> Any:
     """Queries are asked by number; memory is told beyond that before the index was opened."""
@@ -189,7 +190,7 @@ def _ours(codec: str, folder: str, documents: int, what: str) -> Any:
         def build() -> None:
             entries.extend(s.entry for s in data.segments(Path(folder), codec))
 
-        told = _built(folder, build)
+        told = built(folder, build)
         _write_entries(folder, entries)
         return None, told
     opened: list[Any] = []
@@ -206,7 +207,7 @@ def _ours(codec: str, folder: str, documents: int, what: str) -> Any:
         "effort 4096",
         f"effort {documents}",
     ]  # the last scores all of them
-    return _answering(data, settings[: 4 if documents > 5000 else 1], find)
+    return answering(data, settings[: 4 if documents > 5000 else 1], find)
 
 
 def _write_entries(folder: str, entries: list[Any]) -> None:
@@ -259,7 +260,7 @@ def faiss_ivfpq(folder: str, documents: int, what: str) -> Any:
                     file.write(codec.encode(np.concatenate(some)))
             faiss.write_index(index, index_path)
 
-        return None, _built(folder, build)
+        return None, built(folder, build)
     opened: list[Any] = []
     owner = np.repeat(np.arange(documents, dtype=np.int32), np.diff(data.bounds))
 
@@ -282,7 +283,7 @@ def faiss_ivfpq(folder: str, documents: int, what: str) -> Any:
         exact = codec.scores(query, rows, data.bounds[kept], data.bounds[kept + 1])
         return kept[np.argsort(-exact)[:10]].tolist()
 
-    return _answering(data, ["keep 300", "keep 1000"], find)
+    return answering(data, ["keep 300", "keep 1000"], find)
 
 
 def pylate_plaid(folder: str, documents: int, what: str) -> Any:
@@ -323,7 +324,7 @@ def _pylate(
             ids = [str(d) for d in range(documents)]
             open_index({}).add_documents(documents_ids=ids, documents_embeddings=vectors)
 
-        return None, _built(folder, build)
+        return None, built(folder, build)
     opened: dict[str, Any] = {}
 
     def find(setting: str, query: np.ndarray) -> list[int]:
@@ -332,7 +333,7 @@ def _pylate(
         (hits,) = opened[setting](query[None], k=10)
         return [int(hit["id"]) for hit in hits]
 
-    return _answering(data, list(settings), find)
+    return answering(data, list(settings), find)
 
 
 SEARCH = {

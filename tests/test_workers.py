@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -127,6 +129,21 @@ def test_a_killed_worker_costs_its_shard_and_changes_nothing(
         (source, score)
         for _, source, _, score in held(tmp_path / "alone")["hits"]  # type: ignore[attr-defined]
     ]
+
+
+@pytest.mark.parametrize("start", ["ray"], indirect=True)
+def test_the_readme_s_cluster(start: Start, tmp_path: Path) -> None:
+    """Within the cluster that the fixture started."""
+    (block,) = re.findall(
+        r"^<!-- runs as a test with Ray -->\n```console\n\$ lfm2-mm (.*?)\n```",
+        (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S,
+    )  # fmt: skip
+    words = shlex.split(block.replace(" docs ", f" {ROOT / 'docs' / 'index-format.md'} "))
+    words[words.index("ray.index")] = str(tmp_path / "ray.index")
+    assert cli.main(words) == 0
+    with retrieval.open(tmp_path / "ray.index") as index:
+        assert index.info().documents == 1
+        assert index.check() == []
 
 
 @needs_kill

@@ -218,7 +218,7 @@ class Collection:
         if head is None:
             return []
         vectors = self.encoder().encode_queries([query])[0]
-        found = self._best(head, vectors, k, self._where(head, where))
+        found = self.nearest(head, vectors, k, self._where(head, where))
         return [
             hit_of(rank, score, one.row, self._matched(head, query, vectors, one))
             for rank, (one, score) in enumerate(found, start=1)
@@ -236,7 +236,7 @@ class Collection:
         vectors, wanted = self.encoder().encode_queries([query])[0], k
         condition = self._where(head, where)
         while True:
-            passages = self._best(head, vectors, wanted, condition)
+            passages = self.nearest(head, vectors, wanted, condition)
             found: dict[str, float] = {}
             for one, score in passages:
                 found.setdefault(one.heading.source, score)
@@ -260,10 +260,10 @@ class Collection:
         native = (tree.Glob,) if self.store.caps.patterns else ()
         return tree.resolved(condition, native, self.store.headings)
 
-    def _best(
-        self, head: Head, query: np.ndarray, k: int, where: Where | None
+    def nearest(
+        self, head: Head, query: np.ndarray, k: int, where: Where | None = None
     ) -> list[tuple[Passage, float]]:
-        """The k best passages and their exact scores."""
+        """The k best passages and their exact scores; query: (Q, dim) float32."""
         effort = max(k, head.effort or max(EFFORT, EFFORT_K * k))
         if self.store.count(where) <= max(effort, FEW):
             passages = list(self.store.scan(where))
@@ -360,7 +360,7 @@ class Collection:
             with_effort = replace(head, effort=effort)
 
             def scores(query: np.ndarray, k: int) -> np.ndarray:
-                found = self._best(with_effort, query, k, None)
+                found = self.nearest(with_effort, query, k, None)
                 return np.array([score for _, score in found], dtype=np.float32)
 
             return scores
