@@ -23,7 +23,7 @@ def lancedb(folder: str, documents: int, what: str) -> Any:
 
 
 def qdrant_edge(folder: str, documents: int, what: str) -> Any:
-    return _store(f"qdrant:{folder}/store", documents, what, [100, 200, 1000])
+    return _store(f"qdrant:{folder}/store", documents, what, [30, 200])
 
 
 def _store(address: str, documents: int, what: str, efforts: list[int]) -> Any:

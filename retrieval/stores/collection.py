@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 FEW = 512  # passages that are all scored: fetching them costs what choosing among them would
 EFFORT = 200  # passages that are scored exactly, or
 EFFORT_K = 10  # this many times as many as are asked for
+EFFORT_EXACT = 2  # the same where the engine's own order is right but for rounding
 BATCH = 1024  # passages of a whole pass that are in memory at once
 
 
@@ -264,7 +265,8 @@ class Collection:
         self, head: Head, query: np.ndarray, k: int, where: Where | None = None
     ) -> list[tuple[Passage, float]]:
         """The k best passages and their exact scores; query: (Q, dim) float32."""
-        effort = max(k, head.effort or max(EFFORT, EFFORT_K * k))
+        usual = EFFORT_EXACT * k + 10 if self.store.caps.exact else max(EFFORT, EFFORT_K * k)
+        effort = max(k, head.effort or usual)
         if self.store.count(where) <= max(effort, FEW):
             passages = list(self.store.scan(where))
         else:

@@ -22,7 +22,7 @@ from retrieval.stores.seam import Caps, Head, Heading, Passage
 from retrieval.stores.where import And, Compare, In, Or, Where, number_of, suffix
 
 TOKENS, MEAN = "tokens", "mean"
-WIDER = 10  # passages that the means propose for each that is asked for
+WIDE, WIDER = 1000, 10  # passages that the means propose, or for each that is asked for
 UPLOAD = 64  # passages in one request: some 10 MB of JSON
 PAGE = 256  # passages read at once
 HEAD_ID = 0
@@ -63,7 +63,7 @@ class Calls(Protocol):
 class Points:
     """A `CandidateStore` but for `writing`, over one Qdrant library."""
 
-    caps = Caps("qdrant", "mean vectors, then MaxSim over half floats", readers=False)
+    caps = Caps("qdrant", "mean vectors, then MaxSim over half floats", exact=True)
 
     def __init__(self, address: str, calls: Calls, folder: Path | None = None) -> None:
         self.address, self.folder = address, folder
@@ -103,7 +103,9 @@ class Points:
         self, query: np.ndarray, count: int, where: Where | None = None
     ) -> Sequence[int]:
         tokens, mean = query.tolist(), query.mean(axis=0).tolist()
-        return self._calls.query(tokens, mean, WIDER * count, count, self._condition(where))
+        return self._calls.query(
+            tokens, mean, max(WIDE, WIDER * count), count, self._condition(where)
+        )
 
     def fetch(self, ids: Sequence[int]) -> list[Passage]:
         head = self.head()

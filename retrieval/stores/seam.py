@@ -122,7 +122,7 @@ class Caps:
     engine: str
     proposes: str  # how it chooses candidates, for a person
     patterns: bool = False  # evaluates `where.Glob`
-    readers: bool = True  # other processes may read while one writes
+    exact: bool = False  # its order is MaxSim, but for rounding: few candidates are enough
 
 
 class CandidateStore(Protocol):
