@@ -41,7 +41,7 @@ def talker(folder: Path, *, steps: int = 60) -> Speech:
 @contextmanager
 def serving(
     speech: Speech, *, page: bool = False, port: int = 0, detector: str = "auto",
-    key: str | None = None,
+    key: str | None = None, warm: bool = False,
 ) -> Iterator[str]:  # fmt: skip
     """The address, such as http://127.0.0.1:1234/; with `page` its talk/ is the page."""
     model = Served("tiny-audio", "speech", speech, Lane("tiny-audio"))
@@ -49,6 +49,8 @@ def serving(
     routers = [realtime.router(detector=detector), talk.routes()]
     app = server.build(service, routers, key=key, loopback=True)
     pages = [talk.page(Talker(model))] if page else []
+    if warm:
+        speech.prepare()
     served = site.Site(pages, host="127.0.0.1", port=port, app=app)
     try:
         yield served.address

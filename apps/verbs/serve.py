@@ -61,6 +61,9 @@ def _run(args: Namespace, screen: Screen, *, browser: bool, library: bool) -> No
                 shelf.start()
             if viewer is not None:
                 Thread(target=viewer.warm_up, daemon=True).start()
+            if (speech := service.first("speech")) is not None:
+                prepare = speech.engine.prepare
+                Thread(target=speech.lane.call, args=(prepare,), daemon=True).start()
 
         site.serve(
             server.build(
