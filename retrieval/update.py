@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lfm2_mm.errors import BadInput, Unreadable
 from retrieval.documents import Document, cut, find_files, read, source_of
-from retrieval.files import open_regular, path_of, vanished
+from retrieval.files import open_regular, path_of, printable, vanished
 from retrieval.rows import Known, NewChunk
 from retrieval.types import Progress, Skipped
 from retrieval.writer import Incoming, Tally
@@ -104,7 +104,9 @@ def look_at(path: Path) -> File:
     with contextlib.suppress(OSError):  # reading it will tell why
         stat = path.stat()
         return File(path, source_of(path), stat.st_size, stat.st_mtime_ns)
-    return File(path, source_of(path), -1, 0)
+    # A link that leads nowhere is told by its own name: that of its target says nothing to anybody.
+    lost = os.path.islink(path) and vanished(path)
+    return File(path, printable(path.absolute().as_posix()) if lost else source_of(path), -1, 0)
 
 
 def bring(run: Run[Any], file: File) -> None:

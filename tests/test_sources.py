@@ -107,6 +107,23 @@ def test_a_type_may_be_typed_as_a_suffix(tmp_path: Path) -> None:
         assert len(index.search("quick slow", where={"type": ".TXT"})) == 2
 
 
+def test_a_link_that_leads_nowhere_is_told_by_its_own_name(tmp_path: Path) -> None:
+    notes, away = written(tmp_path / "notes"), tmp_path / "away.txt"
+    away.write_text("a zebra")
+    link = notes / "link.txt"
+    try:
+        link.symlink_to(away)
+    except OSError:
+        pytest.skip("no links here")
+    with opened(tmp_path / "index") as index:
+        assert index.update(notes).added == 4
+        away.unlink()
+        (skipped,) = index.update(notes).skipped
+        assert skipped.path == str(link) and "No such file" in skipped.why
+        assert index.search("zebra")  # what was indexed stays until it is asked to go
+        assert index.check() == []
+
+
 def test_an_empty_name_deletes_nothing(tmp_path: Path) -> None:
     with opened(tmp_path / "index") as index:
         index.update(written(tmp_path / "notes"))
