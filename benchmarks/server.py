@@ -71,7 +71,7 @@ class Server:
 def overhead(index: Path, address: str, rounds: int) -> tuple[float, float]:
     """Median seconds that a search takes in the server, and that HTTP adds to it for its client."""
     inside, added = [], []
-    with httpx.Client(base_url=address) as http:
+    with httpx.Client(base_url=address, timeout=120) as http:
         for number in range(rounds + 10):
             body = {"query": QUERIES[number % len(QUERIES)], "k": 10}
             start = time.perf_counter()

@@ -32,7 +32,7 @@ MONO = ("ui-monospace", "Consolas", "monospace")
 STYLE = Path(__file__).parent
 HEAD = """<meta name="referrer" content="no-referrer"><link rel="icon" href="data:,">"""
 # Paths and names, on every page.
-BAR = (("", "Start"), ("search", "Search"), ("see", "See"), ("talk", "Talk"))
+BAR = (("", "Start"), ("search", "Search"), ("see", "See"), ("chat", "Chat"), ("talk", "Talk"))
 
 
 @dataclass(frozen=True)

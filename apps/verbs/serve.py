@@ -97,7 +97,7 @@ def _shelf(service: Service) -> Iterator[Shelf]:
 
 def _pages(service: Service, shelf: Shelf, folder: Path) -> tuple[list[Page], Viewer | None]:
     """Every page; where no checkpoint for one is here, one that says what to do."""
-    from apps.demos import search, see, talk
+    from apps.demos import chat, search, see, talk
     from apps.demos.talker import Talker
     from apps.demos.viewer import Viewer
 
@@ -111,4 +111,6 @@ def _pages(service: Service, shelf: Shelf, folder: Path) -> tuple[list[Page], Vi
         speak = talk.page(Talker(speech))
     else:
         speak = talk.missing(str(wiring.nothing_here("speech")))
-    return [search.page(shelf, service.answering()), look, speak], viewer
+    answering = service.answering()
+    write = chat.page(answering or service.models["echo"])
+    return [search.page(shelf, answering), look, write, speak], viewer

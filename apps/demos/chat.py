@@ -1,0 +1,103 @@
+"""The page for conversations in writing: whoever is served as a chat model answers, here or far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import gradio as gr
+
+from apps.demos import figures, markup, site
+from apps.demos.answers import duration, followed
+from apps.demos.see import QUIET, Talk, answering, idle, picture_shown, said
+from apps.service import Served
+from lfm2_mm.types import Done, Image, Message
+
+NAME = "Chat"
+ECHO = (
+    "No checkpoint that chats is here, so <b>echo</b> says back what you write. "
+    "<code>lfm2-mm fetch LFM2-350M</code> and <code>lfm2-mm demo --models LFM2-350M</code> bring "
+    "one; <code>--models http://127.0.0.1:8080/v1</code> lets any OpenAI-compatible server answer."
+)
+
+
+class Page:
+    """What the controls of the page call. Each method gives the new values of some components."""
+
+    def __init__(self, model: Served) -> None:
+        self.model = model
+
+    def send(self, asked: dict[str, Any], talk: Talk) -> Iterator[tuple[Any, ...]]:
+        """Ask, and show the answer as it comes. What cannot be asked stays in the box.
+
+        Yields the box, the talk as shown, the talk, and what is told under it.
+        """
+        text, files = asked.get("text", "").strip(), asked.get("files", [])
+        tray = {path: figures.open_shown(path) for path in files}
+        wrong = [one.trouble for one in tray.values() if one.image is None]
+        if wrong or not text:
+            why = "; ".join(wrong) or "Write something first."
+            yield gr.skip(), gr.skip(), gr.skip(), markup.note(why)
+            return
+        images = [one.image for one in tray.values() if one.image is not None]
+        messages = [*talk.messages, Message.user(*images, text)]
+        asks = [picture_shown(path, one) for path, one in tray.items()]
+        shown = [*talk.shown, *asks, {"role": "user", "content": text}]
+        yield answering(), [*shown, said("…")], gr.skip(), ""
+        with closing(self.model.lane.steps(self.model.engine.stream(messages))) as events:
+            for reply in followed(events):
+                told = markup.note(reply.progress)
+                yield gr.skip(), [*shown, said(reply.text or "…")], gr.skip(), told
+        if reply.error:
+            yield asked, talk.shown, gr.skip(), markup.note(reply.error)
+            return
+        shown.append(said(reply.text or "(no words)"))
+        after = Talk([*messages, Message.assistant(reply.text)], shown)
+        yield gr.skip(), shown, after, markup.note(cost(reply.done))
+
+
+def cost(done: Done | None) -> str:
+    """What an answer took, in words."""
+    if done is None:
+        return "Stopped."
+    usage, timings = done.usage, done.timings
+    cut = "; the answer was cut, it was too long" if done.reason == "length" else ""
+    return (
+        f"{usage.prompt_tokens:,} tokens read, {usage.completion_tokens:,} written; first word "
+        f"after {duration(timings.first_token_s)}, {timings.tokens_per_s:.0f} tokens a second{cut}."
+    )
+
+
+def build(model: Served) -> gr.Blocks:
+    """The page over a chat model."""
+    page = Page(model)
+    sees = Image in model.engine.accepts
+    about = ECHO if model.name == "echo" else f"<b>{markup.escape(model.name)}</b> answers."
+    with gr.Blocks(title=NAME, analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+        gr.HTML(site.bar("chat"))
+        gr.HTML(f"<h1>{NAME}</h1><p>{about}</p>", elem_id="title")
+        talk = gr.State(Talk())
+        chat = gr.Chatbot(
+            show_label=False, height=460, buttons=["copy"], feedback_options=None, elem_id="talk",
+            placeholder="Write, and go on with what is answered.", allow_tags=False,
+        )  # fmt: skip
+        told = gr.HTML(elem_id="told")
+        box = gr.MultimodalTextbox(
+            label="Message", placeholder="Write; add pictures where the model sees",
+            file_count="multiple", file_types=["image"], max_plain_text_length=1 << 20,
+            sources=["upload"] if sees else [], autofocus=True, elem_id="box",
+        )  # fmt: skip
+        restart = gr.Button("New conversation", size="sm", elem_id="restart")
+        sent = box.submit(page.send, [box, talk], [box, chat, talk, told], **QUIET)
+        sent.then(idle, None, box, **QUIET)
+        box.stop(idle, None, box, cancels=[sent], queue=False, **QUIET)
+        for anew in (restart.click, chat.clear):
+            anew(lambda: ([], Talk(), ""), None, [chat, talk, told], **QUIET)
+    return blocks
+
+
+def page(model: Served) -> site.Page:
+    """The page for a site."""
+    about = "Talk in writing with a checkpoint here, or with any OpenAI-compatible server."
+    return site.Page("chat", NAME, about, model.name, build(model), "see.css")
