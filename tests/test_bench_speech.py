@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from apps import bench_speech
-from apps.cli import SPEECH_SHAPES
+from apps.cli import SPEECH_SHAPES, main
 from audio import shapes
 from audio.config import AudioConfig, DepthConfig, EncoderConfig, MelConfig
 from audio.detokenizer import DetokenizerConfig
@@ -78,6 +80,21 @@ def test_every_row_is_there(dtype: str) -> None:
         assert row["real_time_factor"] == pytest.approx(row["ms"] / 80)
     assert all(0 < row["best_ms"] <= row["ms"] for row in rows)
     assert all(row["limit_ms"] > 0 for row in rows if not row["what"].startswith("mel"))
+
+
+def test_the_verb_tells_them_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(shapes.SHAPES, bench_speech.DEFAULT, TINY)
+    before = torch.get_num_threads()
+    try:
+        assert main(["bench", "speech", "--json", "--dtype", "int8"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    rows = json.loads(capsys.readouterr().out)
+    frames = [row for row in rows if row["what"] == "frame"]
+    assert [row["size"] for row in frames] == [128, 1024, 4096]
+    assert {"model", "ms", "best_ms", "limit_ms", "real_time_factor"} <= frames[0].keys()
 
 
 def test_bytes_are_those_of_the_matrices() -> None:
