@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -62,6 +62,9 @@ class Machine:
             builder.getModulePassManager().run(module, builder)
             self._engine = llvm.create_mcjit_compiler(module, target)  # owns the code
             self._engine.finalize_object()
+            # Code stays for good. Two threads that are the first to want something both compile it,
+            # one result is forgotten, and its code may be running then.
+            _engines.append(self._engine)
 
     def address(self, name: str) -> int:
         return int(self._engine.get_function_address(name))
@@ -80,6 +83,7 @@ class Loop(Machine):
 
 
 _compiling = threading.Lock()
+_engines: list[Any] = []  # all there are
 _teaming = threading.Lock()
 
 
