@@ -17,6 +17,10 @@ from apps.screen import Screen, plain, size
 EXTRAS = {
     "gradio": "serves the search page (`lfm2-mm demo`)",
     "pylate": "opens other late-interaction checkpoints (BERT, ModernBERT)",
+    "lancedb": "keeps collections in LanceDB (`--store lancedb:`)",
+    "qdrant-edge-py": "keeps collections in Qdrant's engine (`--store qdrant:FOLDER`)",
+    "qdrant-client": "reaches a Qdrant server (`--store qdrant:http://`)",
+    "ray": "encodes on a cluster (`index --ray`)",
     "pytest": "runs the tests",
     "playwright": "runs the browser tests",
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from lfm2_mm.errors import LfmError
 from retrieval.shards import Died, Settings, Shard, encode, opened
 
 
@@ -91,5 +92,7 @@ def _work(line: Connection, settings: Settings) -> None:
         try:
             encoder = encoder or opened(settings)
             line.send(encode(shard, settings, encoder))
-        except Exception as error:  # noqa: BLE001  (the parent raises it)
+        except LfmError as error:
             line.send(error)
+        except Exception as error:  # noqa: BLE001  (the parent raises it)
+            line.send(LfmError(f"a worker failed: {type(error).__name__}: {error}"))

@@ -99,6 +99,14 @@ def _shard(group: Sequence[File], settings: Settings) -> Shard:
 
 def encode(shard: Shard, settings: Settings, encoder: Encoder | str) -> str:
     """What a worker does with one shard; the name of the folder."""
+    try:
+        return _encoded(shard, settings, encoder)
+    except LfmError as error:  # it travels: one that is made of more than its message would not
+        plain = type(error).__init__ is LfmError.__init__
+        raise (error if plain else LfmError(str(error))) from None
+
+
+def _encoded(shard: Shard, settings: Settings, encoder: Encoder | str) -> str:
     from retrieval.batches import encode_segment
 
     batch = encode_segment(

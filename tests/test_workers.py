@@ -19,7 +19,7 @@ import pytest
 
 import retrieval
 from apps import cli
-from lfm2_mm.errors import BadInput, LfmError
+from lfm2_mm.errors import BadInput, LfmError, Unreadable
 from retrieval import parallel, shards
 from retrieval.processes import Processes
 from retrieval.shards import Settings, Workers
@@ -157,6 +157,21 @@ def test_a_shard_that_kills_every_worker_is_told_and_the_rest_stays(
     report = updated(tmp_path / "i", files, one, Fatal(log))
     assert report.added == COUNT
     assert "only0" not in log.read_text().split()
+
+
+class Broken(WordsEncoder):
+    def encode_documents(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> list[np.ndarray]:
+        raise Unreadable("a file", "of the encoder") if len(texts) > 1 else ValueError("odd")
+
+
+@pytest.mark.parametrize("number", [1, COUNT])
+def test_what_goes_wrong_in_a_worker_is_told_here(files: Path, tmp_path: Path, number: int) -> None:
+    for path in sorted(files.iterdir())[number:]:
+        path.unlink()
+    with pytest.raises(LfmError, match="ValueError: odd" if number == 1 else "of the encoder"):
+        updated(tmp_path / "i", files, one, Broken())
 
 
 KILLED = """
