@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="LFM2-350M", choices=SHAPES)
     parser.add_argument("--only", help=f"rows with commas between: {', '.join((*OURS, *ROWS))}")
+    parser.add_argument(
+        "--speed", action="store_true", help="only that: no checks, one row at once"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     wanted = args.only.split(",") if args.only else [*OURS, *ROWS]
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(measured(args.shape, wanted, Path(folder)))
+        rows = list(measured(args.shape, wanted, Path(folder), args.speed))
     if args.json:
         print(json.dumps(rows, indent=2))
         return
@@ -45,7 +49,7 @@ def main() -> None:
     print("\n".join(table(head, [tuple(row.values()) for row in rows])))
 
 
-def measured(shape: str, wanted: list[str], folder: Path) -> Iterator[dict[str, Any]]:
+def measured(shape: str, wanted: list[str], folder: Path, speed: bool) -> Iterator[dict[str, Any]]:
     """One record a row; what cannot run here says why."""
     source = random_source(shape, folder / "checkpoint")
     ids = checks.prompt_of(source)
@@ -57,6 +61,9 @@ def measured(shape: str, wanted: list[str], folder: Path) -> Iterator[dict[str, 
         output = folder / f"made{SUFFIXES[target]}"
         try:
             kind = prepare(target, kind, output, force=True)
+            if speed:
+                yield just_run(source, row, target, kind, output)
+                continue
             report = export(source, target, kind, output, context=256)
         except LfmError as error:
             yield record(row, 0.0, runtime=str(error))
@@ -66,6 +73,19 @@ def measured(shape: str, wanted: list[str], folder: Path) -> Iterator[dict[str, 
             max(c.runtime_kl for c in report.checks),
             report.runtime + ("" if report.ok else ", DISAGREES"),
         )  # fmt: skip
+
+
+def just_run(source: Source, row: str, target: str, kind: str, output: Path) -> dict[str, Any]:
+    """Written and run, not checked."""
+    module = import_module(f"lfm2_mm.exports.to_{target}")
+    module.write(source, output, kind, 256)
+    held = sum(file.stat().st_size for file in output.parent.glob(f"{output.stem}.*"))
+    runner = module.open_runner(source, output)
+    try:
+        rate = runner.tokens_per_s(checks.prompt_of(source))
+    finally:
+        runner.close()
+    return record(row, rate, size(held), runtime=runner.runtime)
 
 
 def record(

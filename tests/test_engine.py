@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 
+from apps import cli
 from apps.lanes import Lane
 from apps.service import Served, Service
 from lfm2_mm.backbone import Backbone
@@ -136,6 +138,20 @@ def test_llama_goes_on_from_what_it_has_read(gguf: Path) -> None:
     engine.close()
     assert text_of(again) == text_of(anew)
     assert ended(again).usage.reused_tokens > ended(anew).usage.reused_tokens == 0
+
+
+def test_a_file_is_the_model_of_a_chat(gguf: Path, capsys, tmp_path: Path) -> None:
+    how = ["--max-tokens", "2", "--temperature", "0", "--json"]
+    answers = []
+    for words in (["--engine", "gguf", str(gguf), "Hello"], ["Hello", "--model", str(gguf)]):
+        assert cli.main(["chat", *words, *how]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0]["text"] == answers[1]["text"]
+    assert answers[0]["usage"]["completion_tokens"] == 2
+    assert cli.main(["chat", "--engine", "gguf", "Hello", *how]) == 2
+    assert "needs a file" in capsys.readouterr().err
+    assert cli.main(["chat", "Hello", "there", "--model", "echo", *how]) == 2
+    assert "quotes" in capsys.readouterr().err
 
 
 def test_llama_keeps_to_seed_and_penalty(family: Path, gguf: Path) -> None:

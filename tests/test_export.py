@@ -153,6 +153,22 @@ def test_what_stands_against_it_is_told_before_a_weight_is_read(
     assert (tmp_path / "here.onnx").read_text() == "kept"
 
 
+def test_a_vision_checkpoint_says_what_is_left_out_and_a_speech_one_is_refused(
+    capsys, tmp_path: Path
+) -> None:
+    need("gguf")
+    output = tmp_path / "vl.gguf"
+    assert main(["export", "nano-vl", "--to", "gguf", "-o", str(output), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert "sees no pictures" in record["remarks"][0] and record["ok"]
+    (tmp_path / "speech").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "speech" / name).write_text('{"depthformer": {}}')
+    arguments = ["export", str(tmp_path / "speech"), "--to", "gguf"]
+    assert main([*arguments, "-o", str(tmp_path / "s.gguf")]) == 1
+    assert "speech checkpoint" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [({"conv_bias": True}, "biases"), ({"layer_types": ["full_attention"]}, "no convolution")],

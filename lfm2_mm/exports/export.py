@@ -99,7 +99,7 @@ def export(
         judged_as = "logits" if source.kind == "chat" else "vectors"
         report = Report(
             output, size, target, kind, runner.runtime, runner.reads, judged_as, found, limits,
-            (*remarks, *runner.remarks), ours, theirs,
+            (*filter(None, [source.left_out]), *remarks, *runner.remarks), ours, theirs,
         )  # fmt: skip
         return place(report, files)
     finally:

@@ -195,9 +195,8 @@ def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, sees: Tensor) 
 
 def for_heads(cache: Tensor, share: int) -> Tensor:
     """Keys or values, once for each of the `share` heads that look at them."""
-    rows, kv_heads, length, dim = cache.shape
-    repeated = cache[:, :, None].expand(rows, kv_heads, share, length, dim)
-    return repeated.reshape(rows, kv_heads * share, length, dim)
+    # Picked, not expanded: of the view that is, a tracer asks whether it is contiguous.
+    return cache.index_select(1, torch.arange(cache.shape[1] * share) // share)
 
 
 def feed_forward(block: Block, x: Tensor) -> Tensor:

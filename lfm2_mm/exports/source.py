@@ -16,6 +16,12 @@ from lfm2_mm.config import BackboneConfig
 from lfm2_mm.errors import BadInput, CheckpointDamaged
 from lfm2_mm.loading import published_tensors
 from lfm2_mm.state import State
+from lfm2_mm.weights import read_json
+
+BLIND = (
+    "the language model alone: its vision tower and projector (llama.cpp's mmproj file) are not "
+    "exported, so the file answers text and sees no pictures"
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Source:
     backbone: Backbone = field(repr=False)
     encode: Callable[[str], list[int]]  # ids as the checkpoint reads a text
     head: nn.Module | None = None  # (…, hidden) -> (…, dim), before vectors get length 1
+    left_out: str = ""  # what of the checkpoint is not exported, for a person
 
     @property
     def config(self) -> BackboneConfig:
@@ -96,7 +103,8 @@ def open_source(folder: Path, name: str, dtype: str = "auto") -> Source:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    return Source(name, folder, backbone, encode)
+    sees = "vision_config" in read_json(folder / "config.json")
+    return Source(name, folder, backbone, encode, left_out=BLIND if sees else "")
 
 
 def float_dtype(dtype: str) -> str:
