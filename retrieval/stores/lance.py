@@ -102,10 +102,13 @@ class Lance:
 
     def put_head(self, head: Head) -> None:
         about = pa.table({"about": [json.dumps(asdict(head))]})
-        if PASSAGES not in self._db.list_tables().tables:
-            self._db.create_table(PASSAGES, schema=_schema(head.stamp), exist_ok=True)
-        self._db.create_table(ABOUT, about, mode="overwrite")
-        self._tables.pop(ABOUT, None)
+        there = self._db.list_tables().tables
+        if PASSAGES not in there:
+            self._db.create_table(PASSAGES, schema=_schema(head.stamp))
+        if ABOUT in there:
+            self._table(ABOUT).add(about, mode="overwrite")
+        else:
+            self._db.create_table(ABOUT, about)
 
     def upsert(
         self, passages: Sequence[Passage], gone: Sequence[int] = (), replaces: bool = False
@@ -163,7 +166,8 @@ class Lance:
 
     def optimize(self) -> None:
         self._index(all_of_it=True)
-        self._table(PASSAGES).optimize(cleanup_older_than=KEPT)
+        for name in (PASSAGES, ABOUT):
+            self._table(name).optimize(cleanup_older_than=KEPT)
 
     def _index(self, *, all_of_it: bool) -> None:
         table = self._table(PASSAGES)
