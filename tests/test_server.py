@@ -394,3 +394,32 @@ def test_speech_comes_while_it_is_made(http: httpx.Client) -> None:
 def test_speech_that_cannot_be(http: httpx.Client, how: dict[str, Any]) -> None:
     answer = http.post("v1/audio/speech", json={"model": "tiny-audio", "input": "x", **how})
     assert answer.status_code == 400, answer.text
+
+
+# ---- limits ---------------------------------------------------------------------------------
+
+
+def silence(minutes: float) -> bytes:
+    """Of a few bytes a second, so that its length and not its size is what is too much."""
+    import soundfile
+
+    held = io.BytesIO()
+    samples = np.zeros(int(minutes * 60 * 1_000), np.float32)
+    soundfile.write(held, samples, 1_000, format="WAV", subtype="PCM_U8")
+    return held.getvalue()
+
+
+def test_pixels_and_seconds_beyond_the_limit_are_413(http: httpx.Client) -> None:
+    held = io.BytesIO()
+    Pil.new("1", (20_000, 20_000)).save(held, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+    bomb = asking(LOOK, {"type": "image_url", "image_url": {"url": url}}, model="tiny-vl")
+    data = base64.b64encode(silence(31)).decode()
+    long = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    for body in (bomb, asking(long, model="tiny-audio")):
+        answer = http.post("v1/chat/completions", json=body)
+        assert answer.status_code == 413, answer.text
+        assert answer.json()["error"]["code"] == "too_large"
+    form, files = {"model": "tiny-audio"}, {"file": ("long.wav", silence(61))}
+    answer = http.post("v1/audio/transcriptions", data=form, files=files)
+    assert answer.status_code == 413 and "60" in answer.json()["error"]["message"]
