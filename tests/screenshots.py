@@ -2,8 +2,8 @@
 
     python -m tests.screenshots docs --order ORDER.wav [--models nano-vl,nano-audio]
 
-Starts `lfm2-mm demo`, uses each page once in a headless Chromium, and writes search.webp, see.webp,
-talk.webp and recording.webp. ORDER is what the talk page hears.
+Starts `lfm2-mm demo` (or `serve`, without search), uses each page once in a headless Chromium, and
+writes search.webp, see.webp, talk.webp and recording.webp. ORDER is what the talk page hears.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ SIZE = {"width": 1280, "height": 860}
 
 
 def shoot(page: Any, path: Path) -> None:
+    page.evaluate("window.scrollTo(0, 0)")
     picture = Picture.open(io.BytesIO(page.screenshot()))
     picture.save(path, "WEBP", quality=82, method=6)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
@@ -39,7 +40,7 @@ def shoot(page: Any, path: Path) -> None:
 def search(page: Any, address: str, folder: Path) -> None:
     page.goto(f"{address}search/")
     page.wait_for_function("document.querySelectorAll('#documents li').length > 3", timeout=300_000)
-    page.fill("#query textarea, #query input", "how are weights compressed")
+    page.fill("#query textarea, #query input", "what happens when a process is killed")
     page.keyboard.press("Enter")
     page.wait_for_selector(".hit", timeout=120_000)
     page.locator(".hit .open").first.click()
@@ -89,7 +90,9 @@ def main() -> None:
     args = parser.parse_args()
     port = free_port("127.0.0.1", 0)
     address = f"http://127.0.0.1:{port}/"
-    command = [sys.executable, "-m", "apps.cli", "demo", "--no-browser", "--port", str(port)]
+    # Without its library the page for searching is empty; to make it takes a while of all cores.
+    verb = ["demo", "--no-browser"] if "search" in args.only else ["serve"]
+    command = [sys.executable, "-m", "apps.cli", *verb, "--port", str(port)]
     with tempfile.TemporaryDirectory() as scratch:
         heard = Path(scratch) / "microphone.wav"
         said = Audio.open(args.order)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -364,3 +366,11 @@ def test_two_conversations_at_once(address: str) -> None:
             await asyncio.gather(one(a), one(b))
 
     run(work)
+
+
+def test_the_example_in_the_documentation(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs/pages.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    code = code.replace("http://127.0.0.1:7860/", address).replace("nano-audio", "tiny-audio")
+    exec(code, {})
+    assert re.search(r"\(\d+\.\d s\)", capsys.readouterr().out)
