@@ -21,6 +21,11 @@ EXTRAS = {
     "qdrant-edge-py": "keeps collections in Qdrant's engine (`--store qdrant:FOLDER`)",
     "qdrant-client": "reaches a Qdrant server (`--store qdrant:http://`)",
     "ray": "encodes on a cluster (`index --ray`)",
+    "xllamacpp": "runs GGUF files (`chat --engine gguf`, `export --to gguf`)",
+    "gguf": "writes and reads GGUF files",
+    "onnxruntime": "runs ONNX graphs (`export --to onnx`)",
+    "openvino": "runs OpenVINO's (`export --to openvino`)",
+    "executorch": "runs ExecuTorch's (`export --to executorch`)",
     "pytest": "runs the tests",
     "playwright": "runs the browser tests",
 }

@@ -7,12 +7,12 @@ machine get nothing from it. Its HTTP interface is what is used, since it alone 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import secrets
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from lfm2_mm.errors import BadInput, CheckpointDamaged
 from lfm2_mm.extras import need
 
 MAGIC = b"GGUF"
+TAKEN = (signal.SIGINT, signal.SIGTERM)
+SIGACTION = 1024  # bytes; more than the structure of any system
 PATIENCE = 3600.0  # seconds: reading a long prompt may take many minutes
 
 
@@ -132,17 +134,19 @@ def _result(status: int, answer: Any) -> Any:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """llama.cpp's server takes Ctrl-C for itself; here it stays Python's."""
-    if threading.current_thread() is not threading.main_thread():
+    """llama.cpp's server takes Ctrl-C for itself; here it stays who had it, in any thread."""
+    if os.name == "nt":
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    libc = ctypes.CDLL(None)  # Python's own signal.signal works in the main thread alone
+    before = {number: ctypes.create_string_buffer(SIGACTION) for number in TAKEN}
+    for number, held in before.items():
+        libc.sigaction(number, None, held)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)
+        for number, held in before.items():
+            libc.sigaction(number, held, None)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -152,6 +153,17 @@ def test_a_file_is_the_model_of_a_chat(gguf: Path, capsys, tmp_path: Path) -> No
     assert "needs a file" in capsys.readouterr().err
     assert cli.main(["chat", "Hello", "there", "--model", "echo", *how]) == 2
     assert "quotes" in capsys.readouterr().err
+
+
+def test_ctrl_c_stays_python_s_wherever_llama_was_opened(gguf: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as threads:
+        engine = threads.submit(open_engine, gguf).result()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert text_of(engine.stream(HELLO, GREEDY))
+    engine.close()
 
 
 def test_llama_keeps_to_seed_and_penalty(family: Path, gguf: Path) -> None:
