@@ -193,6 +193,29 @@ def test_files_are_brought_up_to_date(make: Make, notes: Path) -> None:
     assert (info.documents, info.model, info.codec) == (11, "words", "int8")
 
 
+def test_sources_are_looked_up_some_hundred_at_a_time(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is written in between, and what was written is then known."""
+    monkeypatch.setattr(writing, "AHEAD", 10)
+    monkeypatch.setattr(writing, "ENCODE_CHUNKS", 3)
+    monkeypatch.setattr(writing, "PUT_CHUNKS", 3)
+    collection = make()
+    collection.add_texts(texts(20))
+    real, asked = collection.store.headings, []
+
+    def headings(where: object = None) -> object:
+        asked.append(where)
+        return real(where)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(collection.store, "headings", headings)
+    changed = [(s, t + " more", x) for s, t, x in texts(30)]
+    report = collection.add_texts([*changed, *changed[:1]])
+    assert (report.added, report.updated, len(report.skipped)) == (10, 20, 1)
+    assert sum(isinstance(where, In) and where.field == "source" for where in asked) == 3
+    assert collection.check() == []
+
+
 def test_what_is_deleted_is_not_found_and_its_ids_never_come_again(make: Make) -> None:
     collection = make()
     collection.add_texts(texts(8))

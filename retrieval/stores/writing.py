@@ -170,6 +170,8 @@ class StoreWriter:
             both = {**old.heading.meta, **meta}
             heading = replace(old.heading, size=size, mtime_ns=mtime_ns, meta=both)
             changed.append(Passage.made(old.id, heading, old.chunk, old.rows))
+            if heading.source in self._seen:
+                self._seen[heading.source] = heading
         self.store.upsert(changed, replaces=True)
         self._touched.clear()
 
@@ -191,9 +193,19 @@ class StoreWriter:
         else:
             self.store.delete(In("document", tuple(self._gone)))
         self._put(replace(self._head, done=self._head.next_id))
+        self._remember()
         self._finished.clear()
         self._gone.clear()
-        self._seen.clear()
+
+    def _remember(self) -> None:
+        """Bring what was looked up ahead to the state after a write."""
+        for source, heading in self._seen.items():
+            if heading and heading.id in self._gone:
+                self._seen[source] = None
+        for document in self._finished:
+            heading = document[0].heading
+            if heading.source in self._seen:
+                self._seen[heading.source] = heading
 
     def _encode(self) -> None:
         queue = [chunk for document, _ in self.waiting for chunk in document.chunks]
