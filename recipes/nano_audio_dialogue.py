@@ -21,6 +21,7 @@ TEXT, HEARD, SPOKEN = 1, 2, 3  # what a position holds, numbered as the publishe
 N_TEXT, N_AUDIO = 1, 2
 END = CODES  # the code that ends the audio
 INTERLEAVED, HEAR = "Respond with interleaved text and audio.", "Perform ASR."
+SILENT = "Respond with text."
 SPEAK = "Perform TTS."
 
 Imagined = tuple[int, int, float]  # two tokens, and how much the first counts
@@ -72,20 +73,27 @@ class Dialogue:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def imagine(self, words: Sequence[int], draw: random.Random) -> list[Imagined]:
-        """What ears might make of words: a moment of each between moments of nothing."""
+        """What ears might make of words: each as long as it lasts, one moment of it surer than the
+        rest, so that a word said twice is two; nothing before, after and sometimes between."""
         made: list[Imagined] = []
 
         def silence(longest: int) -> None:
-            for _ in range(draw.randint(0, longest)):
-                made.append((self.quiet, draw.choice(words or (self.quiet,)), draw.uniform(0.8, 1)))
+            other = draw.choice(words or (self.quiet,))
+            made.extend(
+                (self.quiet, other, draw.uniform(0.85, 1)) for _ in range(draw.randint(0, longest))
+            )
 
-        silence(8)
+        silence(draw.choice((0, 2, 8)))
         for word in words:
-            other = self.quiet if draw.random() < 0.7 else draw.randrange(self.tokenizer_size)
-            sure = draw.uniform(0.8, 1.0) if draw.random() < 0.85 else draw.uniform(0.5, 0.8)
-            made += [(word, other, sure)] * draw.choice((1, 1, 2))
-            silence(5)
-        silence(8)
+            lasts = draw.choice((1, 2, 2, 3, 3, 4, 5))
+            sure = draw.randrange(lasts)
+            for moment in range(lasts):
+                chance = draw.uniform(0.8, 1.0) if moment == sure else draw.uniform(0.35, 0.65)
+                wrong = draw.random() < 0.06
+                other = draw.choice(words) if wrong else self.quiet
+                made.append((word, other, chance))
+            silence(draw.choice((0, 0, 1, 3)))
+        silence(draw.choice((0, 2, 8)))
         return made or [(self.quiet, self.quiet, 1.0)]
 
     @property
@@ -139,6 +147,11 @@ class Dialogue:
         last = max(slots) + 1
         tokens = [slots.get(n, self.pad) for n in range(last)] + [self.text_end]
         return tokens, np.concatenate([codes for _, codes in said])
+
+    def silent(self, made: Positions, reply: str) -> None:
+        """The words of a reply alone."""
+        made.text([self.ids(word)[0] for word in words_of(reply)], 1.0)
+        made.text([self.im_end], 1.0)
 
     def spoken_whole(self, made: Positions, text: str) -> None:
         """The published order of text to speech: all frames at once."""

@@ -44,7 +44,7 @@ CONFIG = settings(1)  # what words the backbone knows is nothing to the ears
 ENCODER = CONFIG.encoder
 STEP = ENCODER.factor * CONFIG.mel.hop / CONFIG.mel.sample_rate  # s a position
 PLAN = Plan(rate=2e-3, warm_up=0.03, average=0.998)
-SHARES = (12, 5, 5, 2)  # clips of a batch: synthetic, real orders, digits strung, the rest
+SHARES = (9, 6, 7, 2)  # clips of a batch: synthetic, real orders, digits strung, the rest
 SORTED = 4  # steps whose clips are drawn together and dealt out by length
 FORCE = 0.2  # part of the run after which the wordings of real orders are chosen anew
 FIRST = 0.05
@@ -319,8 +319,9 @@ def train(sounds: Sounds, folder: Path, steps: int, seed: int) -> Ears:
             rate = (time.process_time() - start) / (training.step - first)
             told = " ".join(f"{k} {v.item():.3f}" for k, v in parts.items())
             print(f"{training.step} {told} {rate:.2f} s/step", flush=True)
-        if training.step % 500 == 0:
+        if training.step % 100 == 0:
             training.save(state)
+        if training.step % 500 == 0:
             print(measure(ears, sounds), flush=True)
     training.save(state)
     training.use_averages()

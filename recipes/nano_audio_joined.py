@@ -1,7 +1,7 @@
 """Joins nano-audio's ears and mouth: from the sound of words to the words and frames of a reply.
 
 The adapter between them is first fitted by itself: it is to give, at each moment, the embedding of
-the word that the ears' teacher hears, which is what the backbone was brought up with. Then all is
+the word that the ears' teachers hear, which is what the backbone was brought up with. Then all is
 trained together, on replies and transcripts, ears at a lower rate and with their teacher.
 """
 
@@ -19,7 +19,7 @@ from nano_audio_clips import Clip, vocabulary
 from nano_audio_dialogue import HEAR, INTERLEAVED, Positions
 from nano_audio_ears import Batch, Ears, Sounds, ctc_loss, force, settle_norms
 from nano_audio_model import settings
-from nano_audio_mouth import SLOTS, Lines, Mouth, Packed, lines_of, losses
+from nano_audio_mouth import REHEARSAL, SLOTS, Lines, Mouth, Packed, lines_of, losses
 from nano_audio_tokenizer import BLANK, UNKNOWN
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from audio.encoder import AudioEncoder
 from lfm2_mm.errors import BadInput
 from lfm2_mm.train import Plan, Training
 
-PLAN = Plan(rate=6e-4, table_rate=2e-4, warm_up=0.04, average=0.995)  # the second is the ears'
+PLAN = Plan(rate=6e-4, table_rate=3e-4, warm_up=0.04, average=0.995)  # the second is the ears'
 FITTED = 250  # steps of the adapter by itself
 TEACHER = 0.3  # weight of CTC
 WRITTEN = 0.4  # part of the requests that are written down, not answered
@@ -67,9 +67,9 @@ class Whole(nn.Module):
         return encoder.out(F.gelu(encoder.up(encoder.norm(hidden)))).float()
 
     def wanted(self, hidden: Tensor) -> Tensor:
-        """The embeddings of what the teacher hears: (b, t, hidden)."""
-        chances = self.ears.by_ctc(hidden).softmax(-1)
-        return chances @ self.mouth.backbone.embedding[self.tokens]
+        """The embeddings of what the teachers hear, half of each: (b, t, hidden)."""
+        chances = self.ears.by_ctc(hidden).softmax(-1) + self.ears.by_frame(hidden).softmax(-1)
+        return 0.5 * chances @ self.mouth.backbone.embedding[self.tokens]
 
     def listening(self) -> None:
         """Training mode, but for the means of normalisation, which stay as they were measured."""
@@ -162,7 +162,7 @@ def step_losses(whole: Whole, requests: Requests, step: int) -> dict[str, Tensor
         draw = np.random.default_rng([requests.lines.seed, step, 2])
         made = losses(whole.mouth, packed, draw, heard[real])
         if step % REHEARSED == 0:
-            again, draw = requests.lines.batch(step, 0.4)
+            again, draw = requests.lines.batch(step, REHEARSAL)
             for name, loss in losses(whole.mouth, again, draw).items():
                 made[f"again {name}"] = loss
     scores = whole.ears.by_ctc(hidden).log_softmax(-1)

@@ -1,7 +1,7 @@
 """Trains nano-audio to answer and to speak: backbone and depth transformer, before it has ears.
 
-What the customer says stands in the prompt as ears might report it: a moment of each word's own
-embedding, moments of nothing between. Many of the replies are words in no order, so that sound
+What the customer says stands in the prompt as ears might report it: moments of each word's own
+embedding and of nothing. Many of the replies are words in no order, so that sound
 follows the words and not the sentence.
 """
 
@@ -11,12 +11,23 @@ import argparse
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from nano_audio_clips import vocabulary
-from nano_audio_dialogue import HEAR, HEARD, INTERLEAVED, SPEAK, SPOKEN, TEXT, Dialogue, Positions
+from nano_audio_dialogue import (
+    HEAR,
+    HEARD,
+    INTERLEAVED,
+    SILENT,
+    SPEAK,
+    SPOKEN,
+    TEXT,
+    Dialogue,
+    Positions,
+)
 from nano_audio_language import (
     SORRY,
     Turn,
@@ -38,14 +49,40 @@ from audio.depth import DepthTransformer, FrameEmbedding
 from lfm2_mm.backbone import Backbone
 from lfm2_mm.train import Plan, Training
 
-BATCH = 12  # sequences a step
+BATCH = 16  # sequences a step
 SORTED = 4  # steps whose lines are drawn together and dealt out by length
 JUDGED = 0.35  # part of the frames that the depth transformer learns on
+WEIGHTS = {"text": 1.0, "book0": 1.0, "books": 1.5}
 SLOTS = 0.3  # weight of "nothing is said now" against that of a word
 NOISE, LOST = 0.03, 0.01  # codes and whole frames that are heard wrong, so that mistakes heal
 BLUR = 0.15  # noise over what is imagined to be heard, in deviations of an embedding
-WORDS, WRITTEN, AGAIN = 0.42, 0.13, 0.25  # of the lines: salad, transcripts; replies with a second
+AGAIN = 0.25  # part of the replies that a second exchange follows
 PLAN = Plan(rate=2e-3, table_rate=2e-3, average=0.998)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares of the lines: frames all at once, and of the rest words in no order, transcripts,
+    replies without sound; what remains are replies with words and frames in turn."""
+
+    whole: float = 0.0
+    salad: float = 0.42
+    written: float = 0.13
+    silent: float = 0.0
+
+
+# To speak first, interleaved and then all at once: that order learns in a fifth of the time. Then to
+# answer, which takes many more examples, mostly without sound, since those are short.
+PHASES = (
+    (500, Mix()),
+    (900, Mix(whole=0.35)),
+    (10**9, Mix(whole=0.07, salad=0.08, written=0.22, silent=0.5)),
+)
+REHEARSAL = Mix(whole=0.4, salad=0.7)
+
+
+def mix_of(step: int) -> Mix:
+    return next(mix for end, mix in PHASES if step < end)
 
 
 class Mouth(nn.Module):
@@ -130,14 +167,13 @@ def losses(
     weights = judged[words]
     spoken = (kinds == SPOKEN) & (judged > 0)
     spoken &= torch.from_numpy(draw.random(tuple(spoken.shape)) < share)
+    made = {"text": (text * weights).sum() / weights.sum()}
+    if not spoken.any():
+        return made
     codes = batch.codes[:, 1:][spoken]
     scores = mouth.depth(hidden[spoken], codes).transpose(1, 2)
     by_book = F.cross_entropy(scores, codes, reduction="none").mean(0)
-    return {
-        "text": (text * weights).sum() / weights.sum(),
-        "book0": by_book[0],
-        "books": by_book[1:].mean(),
-    }
+    return made | {"book0": by_book[0], "books": by_book[1:].mean()}
 
 
 class Lines:
@@ -146,33 +182,42 @@ class Lines:
     def __init__(self, dialogue: Dialogue, others: Sequence[str], seed: int) -> None:
         self.dialogue, self.others, self.seed = dialogue, others, seed
         self.words = [w for w in dialogue.units.codes if w not in PAUSES]
-        self.known = {w for w in vocabulary() if w[0] != "<"}
+        self.heard = [w for w in vocabulary() if w[0] != "<"]
+        self.known = set(self.heard)
 
-    def batch(self, step: int, whole: float) -> tuple[Packed, np.random.Generator]:
-        """Of four steps' lines those of one step's length. `whole` is the share of lines whose
-        frames come all at once."""
+    def batch(self, step: int, mix: Mix) -> tuple[Packed, np.random.Generator]:
+        """Of four steps' lines those of one step's length."""
         draw = random.Random(f"{self.seed}/{step // SORTED}")
-        drawn = [self.line(draw, whole) for _ in range(SORTED * BATCH)]
+        drawn = [self.line(draw, mix) for _ in range(SORTED * BATCH)]
         drawn.sort(key=lambda line: len(line.kinds))
         place = step % SORTED * BATCH
         torch.manual_seed(step)
         noise = np.random.default_rng([self.seed, step])
         return Packed(drawn[place : place + BATCH], noise), noise
 
-    def line(self, draw: random.Random, whole: float) -> Positions:
-        if draw.random() < whole:
+    def line(self, draw: random.Random, mix: Mix) -> Positions:
+        if draw.random() < mix.whole:
             return self.read_aloud(draw)
         kind = draw.random()
-        if kind < WORDS:
+        if kind < mix.salad:
             made = self.dialogue.opening(INTERLEAVED)
             self.dialogue.answer(made)
             self.dialogue.interleaved(made, salad(draw, self.words), free=0.0, slots=SLOTS)
             return made
-        if kind < WORDS + WRITTEN:
+        if kind < mix.salad + mix.written:
             made = self.dialogue.opening(HEAR)
-            words = self.ask(made, self.turn(draw), draw)
+            turn = self.turn(draw)
+            if draw.random() < 0.5:  # in no order, so that nothing but hearing helps
+                turn = replace(turn, request=" ".join(draw.choices(self.heard, k=draw.randint(1, 9))))
+            words = self.ask(made, turn, draw)
             self.dialogue.answer(made)
             self.dialogue.written(made, words)
+            return made
+        if kind < mix.salad + mix.written + mix.silent:
+            turn, made = self.turn(draw), self.dialogue.opening(SILENT)
+            self.ask(made, turn, draw)
+            self.dialogue.answer(made)
+            self.dialogue.silent(made, turn.reply)
             return made
         made = self.dialogue.opening(INTERLEAVED)
         self.exchange(made, draw)
@@ -274,11 +319,10 @@ def train(
         training.load(state)
     first, start = training.step, time.process_time()
     while training.step < (stop or steps):
-        # Interleaved first, whole second: that order learns in a fifth of the time.
-        batch, draw = lines.batch(training.step, 0.0 if training.step < 0.5 * steps else 0.35)
+        batch, draw = lines.batch(training.step, mix_of(training.step))
         with torch.autocast("cpu", torch.bfloat16):
             parts = losses(mouth, batch, draw)
-        total = parts["text"] + parts["book0"] + 1.5 * parts["books"]
+        total = torch.stack([WEIGHTS[name] * part for name, part in parts.items()]).sum()
         training.update(total, training.step / steps)
         if training.step % 50 == 0:
             told = " ".join(f"{k} {v.item():.3f}" for k, v in parts.items())
@@ -287,7 +331,7 @@ def train(
         if training.step % 250 == 0:
             training.save(state)
         if training.step % 500 == 0:
-            print(check(mouth, lines, 20, seed), flush=True)
+            print(check(mouth, lines, 12, seed), flush=True)
     training.save(state)
     training.use_averages()
     return mouth
