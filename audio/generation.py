@@ -75,6 +75,24 @@ def text_logits(model: SpeechModel, hidden: Tensor) -> Tensor:
     return model.logits(hidden)
 
 
+class Recital:
+    """Logits -> id, for words that are given: at each turn of the text the next word or the token
+    that says nothing, whichever is likelier. For checkpoints that fill text slots (`text_pad`)."""
+
+    def __init__(self, words: Sequence[int], marks: Marks) -> None:
+        """Raises ValueError where the checkpoint has no such token."""
+        if marks.pad is None:
+            raise ValueError("without a token that fills text slots words cannot be timed")
+        self.pad, self.left = marks.pad, [*words, marks.text_end, marks.turn_end]
+        self.begun = False
+
+    def __call__(self, logits: Tensor) -> int:
+        following = self.left[0]
+        waits = self.begun and len(self.left) > 1 and logits[self.pad] > logits[following]
+        self.begun = True
+        return self.pad if waits else self.left.pop(0)
+
+
 class Chooser:
     """Logits -> id, as the published samplers choose: greedy, or top-k with temperature."""
 

@@ -14,15 +14,16 @@ from torch import Tensor
 from audio.chat import CONVERSE, SPEAK, TRANSCRIBE, Script
 from audio.codec import Codec, open_codec
 from audio.conversation import CONVERSING, SPEAKING, TRANSCRIBING, Conversation, Manner
+from audio.depth import Choose
 from audio.encoder import MAX_SECONDS
-from audio.generation import Chooser, Made, generate, text_logits
+from audio.generation import Chooser, Made, Recital, generate, text_logits
 from audio.history import History
 from audio.lexicon import Lexicon, Wording, refusal
 from audio.loading import load_speech
 from audio.mel import log_mel
 from audio.memory import Memory
 from audio.model import SpeechModel
-from audio.modes import Mode, Sequential
+from audio.modes import Interleaved, Mode, Sequential
 from audio.passages import passages
 from audio.reply import Pace, Reply, Voice
 from audio.resample import resample
@@ -34,6 +35,8 @@ from lfm2_mm.prompt import ChatTokenizer
 from lfm2_mm.sounds import pieces
 from lfm2_mm.types import Audio, Done, Event, TextDelta, Usage
 
+Part = tuple[int, Iterator[Made]]  # positions of a prompt, and what is made after it
+LONGEST_WORD = 16  # tokens and frames: a mouth that lost its place is stopped
 PASSAGE_S = 30.0  # of a long recording that is transcribed at once
 
 
@@ -109,8 +112,11 @@ class Speech:
         wording = self.lexicon.wording(text) if self.lexicon else Wording((text,), ())
         if strict and wording.spelled:
             raise BadInput(refusal(wording.spelled))
-        prompts = [self.prompt(system, phrase) for phrase in wording.phrases]
-        reply = Reply(self._aloud(prompts, manner), self.rate)
+        if self.script.marks.pad is not None:
+            parts = self._recited(wording.phrases, manner)
+        else:
+            parts = self._read(wording.phrases, system, manner)
+        reply = Reply(self._aloud(parts), self.rate)
         reply.spelled = wording.spelled
         return reply
 
@@ -157,31 +163,56 @@ class Speech:
                 f"{self.name} takes at most {self.context - 1} and a reply: shorten it"
             )
 
-    def generate(self, memory: Memory, mode: Mode, manner: Manner) -> Iterator[Made]:
-        """Answer what `memory` holds, as `manner` says, within the context."""
+    def generate(
+        self, memory: Memory, mode: Mode, manner: Manner, words: Choose | None = None
+    ) -> Iterator[Made]:
+        """Answer what `memory` holds, as `manner` says, within the context. `words` chooses the
+        text instead of sampling."""
         generator = None
         if manner.seed is not None:
             generator = torch.Generator(self.model.device).manual_seed(manner.seed)
         history = memory.history
         seen = history.text if manner.text.repetition_penalty != 1.0 else ()
-        text = Chooser(manner.text, generator, size=self.tokenizer.size, seen=seen)
+        text = words or Chooser(manner.text, generator, size=self.tokenizer.size, seen=seen)
         code = Chooser(manner.sound, generator, size=self.model.config.codebook_size + 1)
         limit = min(manner.steps, self.context - len(history))
         return generate(memory, mode, self.script.marks, text, code, limit)
 
-    def _aloud(self, prompts: Sequence[History], manner: Manner) -> Iterator[Event]:
-        """The sounds of phrases one after the other, and one Done for all."""
+    def _read(self, phrases: Iterable[str], system: str, manner: Manner) -> list[Part]:
+        """Text first, then all frames: the published way to read aloud."""
+        audio_start = self.script.marks.audio_start
+        prompts = [self.prompt(system, phrase) for phrase in phrases]
+        return [
+            (len(p), self.generate(Memory(self.model, p), Sequential(audio_start), manner))
+            for p in prompts
+        ]
+
+    def _recited(self, phrases: Iterable[str], manner: Manner) -> list[Part]:
+        """Words and frames in turn, the words given: for checkpoints whose text keeps time."""
+        config, marks = self.model.config, self.script.marks
+        parts: list[Part] = []
+        for phrase in phrases:
+            prompt = self.prompt(CONVERSE, "")
+            words = self.tokenizer.encode(phrase, special=False)
+            mode = Interleaved(config.n_text, config.n_audio, marks.text_end)
+            bounded = replace(manner, steps=min(manner.steps, 30 + LONGEST_WORD * len(words)))
+            made = self.generate(Memory(self.model, prompt), mode, bounded, Recital(words, marks))
+            parts.append((len(prompt), made))
+        return parts
+
+    def _aloud(self, parts: Sequence[Part]) -> Iterator[Event]:
+        """Phrases one after the other, and one Done for all."""
         pace, prompt, reason = Pace(), 0, "stop"
-        for number, history in enumerate(prompts):
-            prompt += len(history)
-            mode = Sequential(self.script.marks.audio_start)
-            made = self.generate(Memory(self.model, history), mode, manner)
+        for number, (length, made) in enumerate(parts):
+            prompt += length
+            if number:
+                yield TextDelta(" ")
             for event in self.voice.events(made, Usage(prompt, 0), 1, pace):
                 if not isinstance(event, Done):
                     yield event
                     continue
                 reason = "length" if reason == "length" else event.reason  # once cut off, not whole
-                if number + 1 == len(prompts):
+                if number + 1 == len(parts):
                     yield replace(event, reason=reason)
 
     def _transcripts(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,11 @@ from nano_audio_language import SORRY, order_reply
 from nano_audio_units import Units
 
 import audio
-from audio.chat import CONVERSE, SPEAK
+from audio.chat import CONVERSE
 from audio.conversation import CONVERSING, SPEAKING, Manner
 from audio.generation import Made, Spoken, TextToken
 from audio.memory import Memory
-from audio.modes import Interleaved, Mode, Sequential
+from audio.modes import Interleaved, Mode
 from audio.speech import Speech
 from lfm2_mm.prompt import TextStream
 from lfm2_mm.types import Audio
@@ -67,7 +67,9 @@ class Asked:
         return self._answer(CONVERSE, self.speech.hear(Audio(clip.samples, RATE)), mode, CONVERSING)
 
     def read(self, text: str) -> Answer:
-        return self._answer(SPEAK, text, Sequential(self.speech.script.marks.audio_start), SPEAKING)
+        (_, made), *rest = self.speech._recited([text], replace(SPEAKING, seed=self.seed))
+        assert not rest
+        return self._gathered(made)
 
     def written(self, clip: Clip) -> str:
         return self.speech.transcribe(Audio(clip.samples, RATE)).text

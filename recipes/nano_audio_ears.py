@@ -80,7 +80,8 @@ class Ears(nn.Module):
 class Sounds:
     """All clips, and the batches drawn from them: a step's batch hangs on seed and step alone."""
 
-    def __init__(self, data: Path, run: Path, seed: int) -> None:
+    def __init__(self, data: Path, run: Path, seed: int, shares: Sequence[int] = SHARES) -> None:
+        self.shares = shares
         self.synthetic, self.seed = Synthetic(run / "spoken"), seed
         self.orders, self.held = barista(data)
         self.digits, self.held_digits = digits(data)
@@ -96,10 +97,10 @@ class Sounds:
         kinds = (self.request, self.order, self.digit, self.rest)
         drawn = [
             kind(draw)
-            for kind, count in zip(kinds, SHARES, strict=True)
+            for kind, count in zip(kinds, self.shares, strict=True)
             for _ in range(SORTED * count)
         ]
-        size, turn = sum(SHARES), step % SORTED
+        size, turn = sum(self.shares), step % SORTED
         clips = sorted(drawn, key=lambda c: c.seconds)[turn * size : (turn + 1) * size]
         return self.made(clips, random.Random(f"{self.seed}/{step}/noise"), noisy=True)
 

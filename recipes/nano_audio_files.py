@@ -24,7 +24,7 @@ from audio.loading import published_speech
 from audio.model import SpeechModel
 from lfm2_mm.weights import write
 
-SHARPER = 3.0
+SHARPER = 6.0
 CARD = Path(__file__).with_name("nano_audio_card.md")
 
 

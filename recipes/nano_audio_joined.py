@@ -31,11 +31,12 @@ from lfm2_mm.errors import BadInput
 from lfm2_mm.train import Plan, Training
 
 PLAN = Plan(rate=6e-4, table_rate=3e-4, warm_up=0.04, average=0.995)  # the second is the ears'
+SHARES = (4, 3, 4, 1)  # clips of a step: synthetic, real orders, digits strung, the rest
 FITTED = 250  # steps of the adapter by itself
 TEACHER = 0.3  # weight of CTC
 WRITTEN = 0.4  # part of the requests that are written down, not answered
 BEFORE = 0.15  # part of the replies that another exchange, typed, goes before
-REHEARSED = 3  # one step in so many also speaks words in no order, lest it be forgotten
+REHEARSED = 1  # one step in so many also speaks words that are given, lest it be forgotten
 
 
 class Whole(nn.Module):
@@ -214,7 +215,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    lines, sounds = lines_of(args.data, args.run, args.seed), Sounds(args.data, args.run, args.seed)
+    lines = lines_of(args.data, args.run, args.seed)
+    sounds = Sounds(args.data, args.run, args.seed, SHARES)
     config = settings(lines.dialogue.tokenizer_size)
     if (args.run / "joined.safetensors").exists():
         whole = Whole(config, lines, args.seed)

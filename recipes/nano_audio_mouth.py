@@ -62,7 +62,7 @@ PLAN = Plan(rate=2e-3, table_rate=2e-3, average=0.998)
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the lines: frames all at once, and of the rest words in no order, transcripts,
+    """Shares of the lines: frames all at once, and of the rest words that are given, transcripts,
     replies without sound; what remains are replies with words and frames in turn."""
 
     whole: float = 0.0
@@ -71,14 +71,14 @@ class Mix:
     silent: float = 0.0
 
 
-# To speak first, interleaved and then all at once: that order learns in a fifth of the time. Then to
+# First to speak, interleaved, then all at once: that order learns in a fifth of the time. Then to
 # answer, which takes many more examples, mostly without sound, since those are short.
 PHASES = (
     (500, Mix()),
     (900, Mix(whole=0.35)),
     (10**9, Mix(whole=0.07, salad=0.08, written=0.22, silent=0.5)),
 )
-REHEARSAL = Mix(whole=0.4, salad=0.7)
+REHEARSAL = Mix(salad=1.0, written=0.0)
 
 
 def mix_of(step: int) -> Mix:
@@ -202,13 +202,16 @@ class Lines:
         if kind < mix.salad:
             made = self.dialogue.opening(INTERLEAVED)
             self.dialogue.answer(made)
-            self.dialogue.interleaved(made, salad(draw, self.words), free=0.0, slots=SLOTS)
+            said = salad(draw, self.words) if draw.random() < 0.6 else draw_reply(draw)
+            self.dialogue.interleaved(made, said, free=0.0, slots=SLOTS)
             return made
         if kind < mix.salad + mix.written:
             made = self.dialogue.opening(HEAR)
             turn = self.turn(draw)
             if draw.random() < 0.5:  # in no order, so that nothing but hearing helps
-                turn = replace(turn, request=" ".join(draw.choices(self.heard, k=draw.randint(1, 9))))
+                turn = replace(
+                    turn, request=" ".join(draw.choices(self.heard, k=draw.randint(1, 9)))
+                )
             words = self.ask(made, turn, draw)
             self.dialogue.answer(made)
             self.dialogue.written(made, words)

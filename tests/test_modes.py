@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audio.chat import Marks
+from audio.generation import Recital
 from audio.modes import Interleaved, Mode, Sequential
 
 AUDIO_START, TEXT_END, IM_END, WORD = 128, 130, 7, 300
@@ -96,3 +101,15 @@ def test_interleaved_is_the_specification_step_by_step(
 
 def test_which_end_belongs_to_the_reply() -> None:
     assert Sequential(AUDIO_START).keeps_end and not interleaved().keeps_end
+
+
+def test_given_words_come_when_they_are_likelier_than_silence_and_then_the_end() -> None:
+    marks = Marks(start=1, turn_end=IM_END, audio_start=AUDIO_START, text_end=TEXT_END, pad=9)
+    recital = Recital([WORD, WORD + 1], marks)
+    waits, comes = torch.zeros(400), torch.zeros(400)
+    waits[9] = 1.0
+    comes[[WORD + 1, TEXT_END, 77]] = torch.tensor([1.0, 1.0, 5.0])  # 77 is not given: never said
+    made = [recital(logits) for logits in (waits, waits, comes, waits, comes, waits)]
+    assert made == [WORD, 9, WORD + 1, 9, TEXT_END, IM_END]
+    with pytest.raises(ValueError, match="fills text slots"):
+        Recital([WORD], replace(marks, pad=None))
