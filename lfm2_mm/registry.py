@@ -13,7 +13,7 @@ from lfm2_mm.types import Sampling
 Kind = Literal["chat", "vision", "speech", "colbert"]
 
 LFM = "LFM Open License v1.0"
-NANO = "CC BY-SA 4.0 (weights, as the texts they learned from); Apache-2.0 (code)"
+NANO = "CC BY-SA 4.0 (weights, as the data they learned from); Apache-2.0 (code)"
 NANO_VL = "Apache-2.0"
 CONTEXT = 32_768  # tokens trained and supported; config.json names 128,000 positions
 
@@ -59,6 +59,7 @@ TABLE: tuple[Checkpoint, ...] = (
     Checkpoint(
         "nano-vl", "vision", None, NANO_VL, bundled="nano_vl", sampling=GREEDY, context=4096
     ),
+    Checkpoint("nano-audio", "speech", None, NANO, bundled="nano_audio", context=1024),
     _hub("LFM2-350M", "chat", 354_483_968, TEXT),
     _hub("LFM2-700M", "chat", 742_489_344, TEXT),
     _hub("LFM2-1.2B", "chat", 1_170_340_608, TEXT),

@@ -141,7 +141,7 @@ def transcripts(asked: Asked, sets: dict[str, list[Clip]], say: Say) -> list[str
             wrong += min(len(said), errors(said, asked.written(clip).split()))
             total += len(said)
         if total:
-            told = f"`transcribe`, {name.removeprefix('synthetic ')}s: words"
+            told = f"`transcribe`, {name} in voices held out: words"
             rows.append(f"| {told} | {Share(total - wrong, total)} |")
             say(rows[-1])
     return rows

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import cast
 
 import torch
-from nano_audio_detokenizer import Detokenizer
+from nano_audio_detokenizer import BINS, Detokenizer
 from nano_audio_detokenizer import settings as voice_settings
 from nano_audio_joined import Whole, averages
 from nano_audio_model import settings
@@ -25,6 +26,7 @@ from audio.model import SpeechModel
 from lfm2_mm.weights import write
 
 SHARPER = 6.0
+LOUDNESS = 0.7  # of the voice it learned, whose loudest pulses reach beyond 1
 CARD = Path(__file__).with_name("nano_audio_card.md")
 
 
@@ -51,6 +53,8 @@ def save_folder(whole: Whole, voice: Detokenizer, lines: Lines, folder: Path) ->
     mouth, config = whole.mouth, whole.config
     model = SpeechModel(config, mouth.backbone, whole.encoder, mouth.frames, mouth.depth)
     sharpen(model)
+    with torch.no_grad():
+        voice.lin.bias[:BINS] += math.log(LOUDNESS)
     files = tokenizer_files(lines.dialogue.tokenizer) | {
         LEXICON: [w for w in lines.dialogue.units.codes if w not in PAUSES],
         "MODEL_CARD.md": CARD.read_text(encoding="utf-8"),

@@ -46,8 +46,8 @@ def test_advice_of_the_cards() -> None:
 
 
 def test_the_bundled_one_of_a_kind() -> None:
-    rows = bundled("colbert"), bundled("vision")
-    assert [row and row.name for row in rows] == ["nano-colbert", "nano-vl"]
+    rows = bundled("colbert"), bundled("vision"), bundled("speech")
+    assert [row and row.name for row in rows] == ["nano-colbert", "nano-vl", "nano-audio"]
 
 
 @pytest.mark.parametrize(
