@@ -148,7 +148,6 @@ def run(
     todo = [shard for shard in reversed(shards) if not (into / shard.name).exists()]
     done = sum(shard.bytes for shard in shards) - sum(shard.bytes for shard in todo)
     if todo:
-        _sweep(into, {shard.name for shard in shards})
         pool = workers()
         try:
             for shard in _finished(todo, pool):
@@ -188,15 +187,11 @@ def _finished(todo: list[Shard], pool: Workers) -> Iterator[Shard]:
             yield shard
 
 
-def _sweep(into: Path, wanted: set[str]) -> None:
-    """Remove what an earlier job, of which files have changed since, left behind."""
-    for folder in into.glob("*segment-*") if into.is_dir() else ():
-        if folder.is_dir() and folder.name.removeprefix(".").partition(".")[0] not in wanted:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def remove(folders: Sequence[Path]) -> None:
-    """Shards that were committed; and their place, if nothing else is in it."""
+    """Shards that were committed; and their place, if nothing else is in it.
+
+    What an earlier job left whose files have changed since stays: it may be somebody's.
+    """
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError, IndexError):
