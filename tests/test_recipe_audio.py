@@ -21,7 +21,7 @@ from nano_audio_heldout import plain, read_codes, slots_right, slots_told
 from nano_audio_joined import Whole
 from nano_audio_language import SORRY, draw_order, draw_reply, lexicon, words_of
 from nano_audio_model import settings
-from nano_audio_mouth import Lines, Mouth, losses, train
+from nano_audio_mouth import Lines, Mix, Mouth, losses, train
 from nano_audio_tokenizer import make_tokenizer
 from nano_audio_units import CODES, PAUSES, Units
 from nano_audio_voice import FRAME, sound
@@ -129,11 +129,11 @@ def test_augmenting_tells_when_the_words_begin() -> None:
 
 
 def test_a_batch_hangs_on_seed_and_step_alone(lines: Lines) -> None:
-    first, _ = lines.batch(6, 0.3)
-    lines.batch(7, 0.3)
-    again, _ = lines.batch(6, 0.3)
+    first, _ = lines.batch(6, Mix(whole=0.3))
+    lines.batch(7, Mix())
+    again, _ = lines.batch(6, Mix(whole=0.3))
     assert torch.equal(first.tokens, again.tokens) and torch.equal(first.listened, again.listened)
-    other, _ = Lines(lines.dialogue, lines.others, seed=4).batch(6, 0.3)
+    other, _ = Lines(lines.dialogue, lines.others, seed=4).batch(6, Mix(whole=0.3))
     assert first.tokens.shape != other.tokens.shape or not torch.equal(first.tokens, other.tokens)
 
 
