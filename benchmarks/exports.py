@@ -41,7 +41,10 @@ def main() -> None:
     args = parser.parse_args()
     wanted = args.only.split(",") if args.only else [*OURS, *ROWS]
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(measured(args.shape, wanted, Path(folder), args.speed))
+        rows = []
+        for row in measured(args.shape, wanted, Path(folder), args.speed):
+            tell("  ".join(row.values()))  # a run that is stopped has told what it found
+            rows.append(row)
     if args.json:
         print(json.dumps(rows, indent=2))
         return
@@ -79,7 +82,8 @@ def just_run(source: Source, row: str, target: str, kind: str, output: Path) -> 
     """Written and run, not checked."""
     module = import_module(f"lfm2_mm.exports.to_{target}")
     module.write(source, output, kind, 256)
-    held = sum(file.stat().st_size for file in output.parent.glob(f"{output.stem}.*"))
+    files = (output, output.with_suffix(".bin"), output.with_name(f"{output.name}.data"))
+    held = sum(file.stat().st_size for file in files if file.exists())
     runner = module.open_runner(source, output)
     try:
         rate = runner.tokens_per_s(checks.prompt_of(source))
