@@ -144,7 +144,9 @@ def test_a_spoken_turn_is_answered_and_interrupted_by_speaking(
     conversation = live_server.made[made]
     items = conversation.history.items
     second_turn = conversation.turns.starts[1]
-    kept = [item for item in items[:second_turn] if isinstance(item, tuple)]
+    sounds = conversation.speech.codec.codebook_size  # codes below mean a sound
+    frames = [item for item in items[:second_turn] if isinstance(item, tuple)]
+    kept = [frame for frame in frames if max(frame) < sounds]
     assert len(kept) == -(-int(flushed["played"]) // ToneCodec.samples_per_frame)
 
 
