@@ -121,6 +121,8 @@ def _client(address: str, key: str) -> Any:
         headers={"Authorization": f"Bearer {key}"},
         timeout=PATIENCE,
         trust_env=False,  # a proxy has no business on this machine
+        # llama.cpp closes idle connections, and one may close while the next request is written.
+        limits=httpx.Limits(max_keepalive_connections=0),
     )
 
 
