@@ -185,7 +185,9 @@ def fill(backbone: Backbone, name: str, tensor: Tensor, choice: Choice) -> None:
 def published_tensors(backbone: Backbone) -> dict[str, Tensor]:
     """A float backbone's weights under the published names (no prefix), for saving."""
     if backbone.packed:
-        raise ValueError("a packed backbone has no weights to save; open it with dtype='fp32'")
+        raise ValueError(
+            "a backbone packed as int8 or int4 has no weights to save; open it with dtype='fp32'"
+        )
     config = backbone.config
     ours = dict(backbone.named_parameters())
     out: dict[str, Tensor] = {}

@@ -88,7 +88,8 @@ class Talker:
                 answer.done = event
                 pending.append(resampler.finish(state))
             answer.first_s, answer.work_s = reply.first_audio_s, reply.seconds
-            if answer.done is not None or sum(map(len, pending)) >= TOGETHER_S * RATE:
+            samples_held = sum(map(len, pending))
+            if samples_held >= TOGETHER_S * RATE or (answer.done is not None and samples_held):
                 answer.chunks.append(np.concatenate(pending))
                 pending = []
             if answer.done is None and answer.seconds == told:

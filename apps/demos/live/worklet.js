@@ -59,6 +59,7 @@ class Player extends AudioWorkletProcessor {
 
   take({ kind, item, samples }) {
     if (kind === "audio") {
+      if (samples.length === 0) return; // would never be played to its end
       this.queue.push({ item, samples });
       this.held += samples.length;
     } else if (kind === "end") {
