@@ -13,6 +13,7 @@ from torch import Tensor
 
 from audio.chat import CONVERSE, SPEAK, TRANSCRIBE, Script
 from audio.codec import Codec, open_codec
+from audio.config import AudioConfig
 from audio.conversation import CONVERSING, SPEAKING, TRANSCRIBING, Conversation, Manner
 from audio.depth import Choose
 from audio.encoder import MAX_SECONDS
@@ -34,10 +35,14 @@ from lfm2_mm.errors import BadInput, ContextExceeded
 from lfm2_mm.prompt import ChatTokenizer
 from lfm2_mm.sounds import pieces
 from lfm2_mm.types import Audio, Done, Event, TextDelta, Usage
+from lfm2_mm.weights import read_json
 
 Part = tuple[int, Iterator[Made]]  # positions of a prompt, and what is made after it
 LONGEST_WORD = 16  # tokens and frames: a mouth that lost its place is stopped
 PASSAGE_S = 30.0  # of a long recording that is transcribed at once
+SMALL = (
+    512  # hidden size; below it a second thread gains nothing, and is waited for where it is late
+)
 
 
 class Speech:
@@ -275,6 +280,8 @@ def open(
         raise BadInput(f"{known.name} is a {known.kind} checkpoint; audio.open takes a speech one")
     folder = locate(name_or_path, offline=offline)
     choice = choose(device, dtype)
+    if AudioConfig.from_json(read_json(folder / "config.json")).backbone.hidden_size < SMALL:
+        choice = replace(choice, threads=1, reason=f"{choice.reason}; one thread, it is so small")
     model = load_speech(folder, choice)
     context = min(
         (known and known.context) or registry.CONTEXT, model.config.backbone.max_positions

@@ -98,7 +98,8 @@ def thread_count() -> int:
     process may use them; the second half of a hyper-threaded core only waits for the first."""
     import torch
 
-    return max(1, min(torch.get_num_threads(), usable_cores()))
+    given = torch.get_num_threads() if _given is None else _given
+    return max(1, min(given, usable_cores()))
 
 
 def choose(device: str = "auto", dtype: str = "auto") -> Choice:
@@ -165,14 +166,17 @@ def int8_works() -> bool:
 
 
 _threads_set: int | None = None
+_given: int | None = None  # torch's own count, before it was first changed
 
 
 def set_threads(count: int) -> None:
     """Give torch `count` threads; a second call with the same number does nothing."""
-    global _threads_set
+    global _threads_set, _given
     if _threads_set == count:
         return
     import torch
 
+    if _given is None:
+        _given = torch.get_num_threads()
     torch.set_num_threads(count)
     _threads_set = count

@@ -86,6 +86,7 @@ class TestCpu:
     def test_threads_are_those_of_torch_as_far_as_this_process_may_use_them(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(device, "_given", None)  # as before anything was opened
         monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
         for cores, threads in ((3, 3), (8, 4), (1, 1)):
             monkeypatch.setattr(device, "usable_cores", lambda cores=cores: cores)

@@ -17,8 +17,10 @@ from audio.memory import Memory
 from audio.modes import Sequential
 from audio.passages import passages
 from audio.speech import Speech
+from lfm2_mm import device
 from lfm2_mm import program as programs
 from lfm2_mm.compiled import Machine, register_width
+from lfm2_mm.device import set_threads
 from lfm2_mm.errors import BadInput, ContextExceeded, Unreadable
 from lfm2_mm.types import Audio, Done, Sampling, TextDelta, text_of
 from tests import tiny, tiny_audio
@@ -199,6 +201,25 @@ def test_a_text_checkpoint_s_folder_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointDamaged, match="speech checkpoint lacks 'lfm'"):
         audio.open(tiny.lfm2_folder(tmp_path))
+
+
+def test_a_small_checkpoint_takes_one_thread(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from audio import speech as module
+
+    before = torch.get_num_threads()
+    set_threads(2)
+    monkeypatch.setattr(device, "_given", 2)
+    monkeypatch.setattr(device, "usable_cores", lambda: 2)
+    try:
+        audio.open(folder, device="cpu", dtype="fp32")
+        assert torch.get_num_threads() == 1
+        monkeypatch.setattr(module, "SMALL", 0)
+        audio.open(folder, device="cpu", dtype="fp32")
+        assert torch.get_num_threads() == 2
+    finally:
+        set_threads(before)
 
 
 def test_preparing_compiles_what_a_reply_needs_and_changes_nothing(
