@@ -242,6 +242,11 @@ class SpeechBody(Body):
     stream_format: Literal["audio", "sse"] | None = "audio"
     speed: One | None = None
     seed: Whole | None = None
+    strict: bool = Field(
+        False,
+        description="refuse words that a checkpoint of few words lacks; else they are spelled "
+        "letter by letter, and the answer's header x-spelled names them, percent-encoded",
+    )
 
 
 class Transcript(Told):

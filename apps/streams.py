@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TypeVar
@@ -52,9 +52,13 @@ class Streamed(StreamingResponse):
     """A body that is made while it is sent. `source` is closed at the end, however it ends."""
 
     def __init__(
-        self, body: AsyncIterable[bytes], source: AsyncGenerator[T, None], media_type: str
+        self,
+        body: AsyncIterable[bytes],
+        source: AsyncGenerator[T, None],
+        media_type: str,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(body, media_type=media_type, headers=KEEP)
+        super().__init__(body, media_type=media_type, headers={**KEEP, **(headers or {})})
         self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

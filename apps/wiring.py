@@ -80,7 +80,7 @@ def _as_told(args: Namespace) -> dict[str, Any]:
     settings = {name: getattr(args, name, None) for name in ("model", "codec", "pool")}
     how = {"device": args.device, "dtype": args.dtype, "offline": args.offline}
     if url := getattr(args, "encoder_url", None):
-        from retrieval.index import DEFAULT_MODEL
+        from retrieval.holding import DEFAULT_MODEL
         from retrieval.remote_encoder import open_remote
 
         name = settings["model"] or DEFAULT_MODEL

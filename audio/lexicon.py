@@ -82,7 +82,7 @@ class Lexicon:
 def refusal(spelled: tuple[str, ...]) -> str:
     """Why a strict reading is refused."""
     return (
-        f"not among the words that this checkpoint can say: {named(spelled)}; without --strict "
+        f"not among the words that this checkpoint can say: {named(spelled)}; unless strict, "
         "they are spelled letter by letter, a published checkpoint says everything"
     )
 

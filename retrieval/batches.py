@@ -27,7 +27,8 @@ from retrieval.catalog import Catalog
 from retrieval.codecs import DEFAULT
 from retrieval.compact import groups, merge
 from retrieval.files import path_of
-from retrieval.index import DEFAULT_MODEL, Index
+from retrieval.holding import DEFAULT_MODEL
+from retrieval.index import Index
 from retrieval.index import open as open_index
 from retrieval.requirements import checked_meta
 from retrieval.rows import Known, NewDocument

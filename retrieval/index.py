@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,10 @@ from retrieval.codecs import CODECS
 from retrieval.filters import Where
 from retrieval.fusion import DEFAULT as EVEN
 from retrieval.fusion import OF_ENCODER, Fusion
+from retrieval.holding import Holding
 from retrieval.ranking import Query, View, ranked
 from retrieval.reading import Reader
-from retrieval.requirements import (
-    check_question,
-    checked_meta,
-    require_keeping,
-    require_model,
-)
+from retrieval.requirements import check_question
 from retrieval.rows import Row
 from retrieval.storage import Manifest, Stamp
 from retrieval.types import Damage, Hit, Info, Match, Mode, Progress, Report, Source
@@ -35,10 +30,8 @@ from retrieval.types import Damage, Hit, Info, Match, Mode, Progress, Report, So
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.recall import Recall
-    from retrieval.update import File, Run
-    from retrieval.writer import Writer
-
-DEFAULT_MODEL = "nano-colbert"
+    from retrieval.update import File
+    from retrieval.writer import Keeping, Writer
 
 
 def open(
@@ -69,7 +62,7 @@ def open(
     return index
 
 
-class Index:
+class Index(Holding):
     """Made by `open`. Threads may share it; searches see what was last published."""
 
     def __init__(
@@ -79,68 +72,22 @@ class Index:
         keeping: dict[str, Any],
         options: dict[str, Any],
     ) -> None:
-        self.folder = folder
-        self._model = model
-        self._keeping = {name: value for name, value in keeping.items() if value is not None}
-        self._options = options
-        self._encoder: Encoder | None = None
+        super().__init__(model, keeping, options)
+        self._folder = folder
         self._reader = Reader(folder, self._accept)
-        self._opening = threading.Lock()
 
-    def __enter__(self) -> Index:
-        return self
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._folder
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    place = folder
 
     def close(self) -> None:
         """Let go of the files. The index can be used again; it then opens them anew."""
         self._reader.close()
 
     # --- changing --------------------------------------------------------------------------------
-
-    def update(
-        self,
-        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-        *,
-        prune: bool = False,
-        meta: Mapping[str, str] | None = None,
-        progress: Callable[[Progress], None] | None = None,
-    ) -> Report:
-        """Bring the files in `paths` up to date: what is new or changed is encoded, nothing else.
-
-        prune: forget documents below `paths` whose files vanished. meta: kept with each document of
-        `paths`, to filter by. What cannot be read is in the report, and not tried again until it
-        changes. Raises BadInput when nothing in `paths` is readable, IndexBusy, LfmError when the
-        disk is full.
-        """
-        from retrieval.update import look, nothing_indexed, update
-
-        roots = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-        meta = checked_meta(meta or {})
-        files = look(roots, self.folder)
-        if not files and not prune:
-            raise nothing_indexed(roots, [])
-        with self._run(meta, progress) as (run, reported):
-            update(run, files, roots, prune=prune)
-        report = reported()
-        if not (report.added or report.updated or report.removed or report.unchanged):
-            raise nothing_indexed(roots, report.skipped)
-        return report
-
-    def add_texts(
-        self,
-        texts: Iterable[tuple[str, str, str]],
-        *,
-        meta: Mapping[str, str] | None = None,
-        progress: Callable[[Progress], None] | None = None,
-    ) -> Report:
-        """Add (source, text, title), or bring those up to date whose text or title changed."""
-        from retrieval.update import add_texts
-
-        with self._run(checked_meta(meta or {}), progress) as (run, reported):
-            add_texts(run, texts)
-        return reported()
 
     def attach(
         self,
@@ -177,10 +124,7 @@ class Index:
             writer = run.writer
             found = writer.catalog.sources(writer.now, pattern) or self._at(writer, pattern)
             if not found:
-                raise BadInput(
-                    f"no document {pattern!r} in {self.folder}: give a source as `search` shows "
-                    "it, a file's name, or a pattern such as '*.pdf'"
-                )
+                raise self._no_document(pattern)
             for source in found:
                 known = writer.known(source.source)
                 assert known is not None
@@ -228,23 +172,18 @@ class Index:
             return [s for s in writer.catalog.sources(writer.now, None) if s.source == exact]
         return []
 
-    @contextlib.contextmanager
-    def _run(
-        self, meta: Mapping[str, str], progress: Callable[[Progress], None] | None
-    ) -> Iterator[tuple[Run[Writer], Callable[[], Report]]]:
-        """A run as the only writer; the report can be had once it is over."""
-        from retrieval.compact import tidy
-        from retrieval.update import Run
-        from retrieval.writer import Keeping, writing
+    def _stamp(self) -> Stamp | None:
+        return storage.load(self.folder).stamp
 
-        started = time.monotonic()
-        keeping = Keeping(**self._keeping)
-        with writing(self.folder, self.encoder, keeping) as writer:
-            self.require_settings()  # another writer may have been the first
-            run = Run(writer, self.encoder, meta, progress or (lambda _: None))
-            yield run, lambda: _report(run, self.folder, time.monotonic() - started)
-            writer.commit()
-            tidy(writer)
+    def _writing(self, keeping: Keeping) -> AbstractContextManager[Writer]:
+        from retrieval.writer import writing
+
+        return writing(self.folder, self.encoder, keeping)
+
+    def _tidy(self, writer: Writer) -> None:
+        from retrieval.compact import tidy
+
+        tidy(writer)
 
     # --- searching -------------------------------------------------------------------------------
 
@@ -404,33 +343,6 @@ class Index:
         """What in the index is not as it was written; empty when it is sound. Reads every byte."""
         return check(self.folder)
 
-    # --- opening ---------------------------------------------------------------------------------
-
-    def encoder(self) -> Encoder:
-        """The encoder, opened now if it was not; always the one that made the vectors."""
-        with self._opening:
-            if self._encoder is None:
-                encoder = self._open_encoder()
-                stamp = storage.load(self.folder).stamp
-                if stamp:
-                    storage.require_same(self.folder, stamp, encoder)
-                self._encoder = encoder
-            return self._encoder
-
-    def require_settings(self) -> None:
-        """Raise IndexMismatch if the index was made with another model than it is opened with,
-        BadInput if it keeps its vectors otherwise."""
-        if self._keeping or self._model is not None:
-            self._require(storage.load(self.folder).stamp, self.folder)
-
-    def _require(self, stamp: Stamp | None, folder: Path) -> None:
-        """The same for the stamp of any folder."""
-        if not self._keeping and self._model is None:
-            return
-        require_keeping(folder, stamp, self._keeping)
-        if stamp and self._model is not None:
-            require_model(folder, stamp, self._model, self._options["offline"])
-
     # --- for many workers ------------------------------------------------------------------------
 
     def changed(self, files: Sequence[File]) -> list[File]:
@@ -444,22 +356,6 @@ class Index:
             return [file for file in files if not file.same(known[file.source])
                     and catalog.unread(file.source, file.size, file.mtime_ns) is None]  # fmt: skip
 
-    def asked(self) -> dict[str, Any]:
-        """The model and the settings that this is encoded with, here or elsewhere."""
-        stamp = storage.load(self.folder).stamp
-        kept = {"codec": stamp.codec, "pool": stamp.pool} if stamp else self._keeping
-        model = self._model or (stamp.name if stamp else DEFAULT_MODEL)
-        return {"model": model, **kept, **self._options}
-
-    def _open_encoder(self) -> Encoder:
-        if self._model is not None and not isinstance(self._model, (str, os.PathLike)):
-            return self._model
-        from retrieval.encoder import open_encoder
-
-        stamp = storage.load(self.folder).stamp
-        name = self._model or (stamp.name if stamp else DEFAULT_MODEL)
-        return open_encoder(os.fspath(name), **self._options)
-
     def _accept(self, manifest: Manifest) -> None:
         if manifest.stamp and self._encoder:
             storage.require_same(self.folder, manifest.stamp, self._encoder)
@@ -471,13 +367,4 @@ def hit_of(rank: int, score: float, row: Row, matched: tuple[Match, ...]) -> Hit
         rank=rank, score=score, id=row.id, document=row.document, source=row.source,
         start=row.start, end=row.end, text=row.text, page=row.page, heading=row.heading,
         matches=matched,
-    )  # fmt: skip
-
-
-def _report(run: Run[Writer], folder: Path, seconds: float) -> Report:
-    manifest, tally = run.writer.manifest, run.writer.tally
-    return Report(
-        manifest.documents, manifest.chunks, manifest.tokens, storage.bytes_of(folder),
-        added=tally.added, updated=tally.updated, removed=tally.removed, unchanged=run.unchanged,
-        skipped=tuple(run.skipped), seconds=seconds,
     )  # fmt: skip

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from retrieval.encoder import Encoder
 
 Paths = Iterable[str | os.PathLike[str]]
+Text = tuple[str, str, str]  # source, text, title
+AHEAD = 64  # given texts that are held at once, so that their sources are looked up together
 CONTEXT_SHARE = 8  # at most one token in eight tells where a passage stands
 
 
@@ -75,6 +78,7 @@ def update(run: Run[Any], files: Sequence[File], roots: Paths, *, prune: bool) -
         run.progress, of_files=len(files), of_bytes=sum(max(0, file.size) for file in files)
     )
     run.writer.progress = run.encoded
+    run.writer.expect(file.source for file in files)
     for file in files:
         run.advance(source=file.source)
         bring(run, file)
@@ -83,12 +87,12 @@ def update(run: Run[Any], files: Sequence[File], roots: Paths, *, prune: bool) -
         _prune(run, [source_of(path) for path in roots], {file.source for file in files})
 
 
-def add_texts(run: Run[Any], texts: Iterable[tuple[str, str, str]]) -> None:
+def add_texts(run: Run[Any], texts: Iterable[Text]) -> None:
     """Add or bring up to date documents that are given as (source, text, title)."""
     run.writer.progress = run.encoded
     run.progress = replace(run.progress, of_files=len(texts) if isinstance(texts, Sized) else 0)
     seen: set[str] = set()
-    for source, text, title in texts:
+    for source, text, title in _expected(run, texts):
         run.advance(source=source)
         try:
             if source in seen:
@@ -98,6 +102,14 @@ def add_texts(run: Run[Any], texts: Iterable[tuple[str, str, str]]) -> None:
         except Unreadable as error:
             run.skipped.append(Skipped(source, error.reason))
         run.advance(files=run.progress.files + 1)
+
+
+def _expected(run: Run[Any], texts: Iterable[Text]) -> Iterator[Text]:
+    """The same texts; of some hundred at a time the writer is told which sources will come."""
+    given = iter(texts)
+    while some := list(islice(given, AHEAD)):
+        run.writer.expect(source for source, _, _ in some)
+        yield from some
 
 
 def look_at(path: Path) -> File:

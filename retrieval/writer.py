@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,6 +132,9 @@ class Writer:
     @property
     def now(self) -> int:
         return self.manifest.generation
+
+    def expect(self, sources: Iterable[str]) -> None:
+        """Sources that will be asked for. Asking SQLite for one at a time costs no more."""
 
     def known(self, source: str) -> Known | None:
         """What is published of a source."""

@@ -52,11 +52,20 @@ def off(actual: Tensor, exact: Tensor) -> float:
     return float((actual - exact).norm() / exact.norm())
 
 
+@pytest.fixture(params=[False, True], ids=["our loops", "tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways on any processor: what tiles speed up, torch computes without them, too."""
+    monkeypatch.setattr("vision.attention.has_tiles", lambda: request.param)
+    return bool(request.param)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 class TestShapes:
-    def test_is_as_near_as_torch_in_bfloat16(self, shape: tuple[int, int, int, int]) -> None:
+    def test_is_as_near_as_torch_in_bfloat16(
+        self, shape: tuple[int, int, int, int], tiles: bool
+    ) -> None:
         crops, _, heads, dim = shape
-        if attention(dim) is None:
+        if not tiles and attention(dim) is None:
             pytest.skip("this processor has no products of bfloat16")
         product = a_product(*shape)
         q, k, v = parts(product, crops, heads)
@@ -71,6 +80,7 @@ class TestShapes:
         self, shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         crops, _, heads, _ = shape
+        monkeypatch.setattr("vision.attention.has_tiles", lambda: False)
         monkeypatch.setattr("vision.attention.attention", lambda dim: None)
         product = a_product(*shape)
         exact = rows_of(F.scaled_dot_product_attention(*parts(product, crops, heads)))
@@ -78,12 +88,16 @@ class TestShapes:
 
 
 @pytest.mark.parametrize(("patches", "dim"), [(6, 8), (8, 12)])
-def test_shapes_without_loops_go_through_torch(patches: int, dim: int) -> None:
+def test_shapes_without_loops_go_through_torch(
+    patches: int, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vision.attention.has_tiles", lambda: False)
     product = a_product(1, patches, 2, dim)
     exact = rows_of(F.scaled_dot_product_attention(*parts(product, 1, 2)))
     torch.testing.assert_close(attend(product, 1, 2), exact, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("tiles")
 def test_one_key_may_take_everything() -> None:
     """Scores a thousand apart: weights of nothing beside one of everything, and no NaN."""
     product = a_product(1, 64, 1, 16)
@@ -94,6 +108,7 @@ def test_one_key_may_take_everything() -> None:
     assert off(ours, exact) < 0.05  # of scores around 1,000 a bfloat16's step is several
 
 
+@pytest.mark.usefixtures("tiles")
 def test_a_crop_does_not_see_the_next_one() -> None:
     both = a_product(2, 36, 4, 8)
     first = Product(both.values[:36].clone(), both.steps[:36].clone(), both.bias)
@@ -101,6 +116,8 @@ def test_a_crop_does_not_see_the_next_one() -> None:
 
 
 class TestTower:
+    pytestmark = pytest.mark.usefixtures("tiles")
+
     @staticmethod
     def opened() -> VisionModel:
         if not int8_works():

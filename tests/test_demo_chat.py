@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Pil
 
 from apps.demos import chat, site
-from apps.demos.see import Talk
+from apps.demos.conversation import Talk
 from apps.lanes import Lane
 from apps.service import Served, Service
 from lfm2_mm.engine import open_engine

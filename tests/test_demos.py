@@ -47,6 +47,19 @@ def shelf(tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
+def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
+    """A shelf with thousands of uploaded passages, and a library that takes a while once begun."""
+    many = [(f"package/{i}", f"package number {i} bakes bread. " * 20, str(i)) for i in range(9000)]
+    monkeypatch.setattr(library, "texts", lambda: iter(many))
+    with closing(Shelf(tmp_path / "home", WordsEncoder())) as made:
+        files = [tmp_path / f"{n}.txt" for n in range(20)]
+        for file in files:
+            file.write_text("\n\n".join(f"Passage {n} of bread. " * 5 for n in range(130)))
+        made.upload([str(file) for file in files])
+        yield made
+
+
+@pytest.fixture
 def address(shelf: Shelf) -> Iterator[str]:
     """The page, served; its library is being prepared as in the real thing."""
     served = site.Site([search.page(shelf)], host="127.0.0.1", port=0)
@@ -148,6 +161,28 @@ def test_ready_at_once_also_in_the_dark(address: str) -> None:
         assert visit.elsewhere == [] and visit.errors == []
 
 
+@pytest.mark.browser
+def test_a_collection_answers_on_the_page_while_another_is_being_built(
+    busy: Shelf,
+) -> None:
+    served = site.Site([search.page(busy)], host="127.0.0.1", port=0)
+    with closing(served), chromium() as visit:
+        page = visit.page
+        page.goto(f"{served.address}search/")
+        page.get_by_label("Collection").click()
+        page.get_by_role("option", name=UPLOADS).click()
+        page.wait_for_function("document.querySelectorAll('#documents li').length == 20")
+        busy.start()
+        while "so far" not in busy.preparing:
+            time.sleep(0.01)
+        for query in ("bread passage", "passage of bread"):
+            ask(visit, query)
+            assert page.locator(".hit").count() == 10
+            assert re.fullmatch(r"\d+\.txt", page.locator(".hit .open").first.inner_text())
+        assert "so far" in busy.preparing
+        assert visit.elsewhere == [] and visit.errors == []
+
+
 # ---- the shelf ------------------------------------------------------------------------------
 
 
@@ -159,24 +194,15 @@ def test_the_library_is_searched_and_read_at_the_place(shelf: Shelf) -> None:
     assert shelf.search(LIBRARY, "refund", 3, "lexical", "package/*") == []
 
 
-def test_thousands_of_passages_answer_while_another_index_is_being_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    many = [(f"package/{i}", f"package number {i} bakes bread. " * 20, str(i)) for i in range(9000)]
-    monkeypatch.setattr(library, "texts", lambda: iter(many))
-    with closing(Shelf(tmp_path / "home", WordsEncoder())) as shelf:
-        files = [tmp_path / f"{n}.txt" for n in range(20)]
-        for file in files:
-            file.write_text("\n\n".join(f"Passage {n} of bread. " * 5 for n in range(130)))
-        shelf.upload([str(file) for file in files])
-        assert shelf.contents(UPLOADS)[1].chunks > 2000
-        shelf.start()
-        while "so far" not in shelf.preparing:
-            time.sleep(0.01)
-        for mode in MODES:
-            assert len(shelf.search(UPLOADS, "bread passage", 10, mode)) == 10
-            shelf.search(LIBRARY, "bread", 3, mode)  # also the one that is being built
-        assert "so far" in shelf.preparing
+def test_thousands_of_passages_answer_while_another_index_is_being_built(busy: Shelf) -> None:
+    assert busy.contents(UPLOADS)[1].chunks > 2000
+    busy.start()
+    while "so far" not in busy.preparing:
+        time.sleep(0.01)
+    for mode in MODES:
+        assert len(busy.search(UPLOADS, "bread passage", 10, mode)) == 10
+        busy.search(LIBRARY, "bread", 3, mode)  # also the one that is being built
+    assert "so far" in busy.preparing
 
 
 def test_the_recall_of_a_collection_is_measured(shelf: Shelf) -> None:

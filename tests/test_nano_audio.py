@@ -7,15 +7,19 @@ import json
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 import audio
 from apps import cli
+from apps.lanes import Lane
+from apps.service import Served, Service
 from audio.speech import Speech
 from lfm2_mm.checkpoint import locate
 from lfm2_mm.types import Audio
 from lfm2_mm.weights import count_parameters
+from tests import served
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
@@ -58,6 +62,19 @@ def test_it_turns_words_and_frames_as_its_configuration_says() -> None:
     config = json.loads((FOLDER / "config.json").read_text())
     assert (config["interleaved_n_text"], config["interleaved_n_audio"]) == (1, 2)
     assert config["codebooks"] == 4 and config["text_pad"] == "<|text_pad|>"
+
+
+def test_by_http_words_it_lacks_are_named_or_refused(speech: Speech) -> None:
+    service = Service([Served("nano-audio", "speech", speech, Lane("nano-audio"))], {})
+    with served.serving(service) as address, httpx.Client(base_url=address) as http:
+        asked = {"model": "nano-audio", "response_format": "pcm"}
+        said = http.post("v1/audio/speech", json={**asked, "input": "one latte for Zoë and Max."})
+        assert said.is_success and len(said.content) > 48_000
+        assert said.headers["x-spelled"] == "Zo%C3%AB, Max"
+        known = http.post("v1/audio/speech", json={**asked, "input": "one latte.", "strict": True})
+        assert known.is_success and "x-spelled" not in known.headers
+        refused = http.post("v1/audio/speech", json={**asked, "input": "Max.", "strict": True})
+        assert refused.status_code == 400 and "Max" in refused.json()["error"]["message"]
 
 
 def test_it_says_what_it_reads(speech: Speech) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
-from typing import Any
-
 import gradio as gr
 
-from apps.demos import figures, markup, site
-from apps.demos.answers import duration, followed
-from apps.demos.see import QUIET, Talk, answering, idle, picture_shown, said
+from apps.demos import markup, site
+from apps.demos.answers import duration
+from apps.demos.conversation import QUIET, Asked, Shows, Talk, answer, idle, question, refused
 from apps.service import Served
-from lfm2_mm.types import Done, Image, Message
+from lfm2_mm.types import Done, Image
 
 NAME = "Chat"
 ECHO = (
@@ -28,33 +24,14 @@ class Page:
     def __init__(self, model: Served) -> None:
         self.model = model
 
-    def send(self, asked: dict[str, Any], talk: Talk) -> Iterator[tuple[Any, ...]]:
-        """Ask, and show the answer as it comes. What cannot be asked stays in the box.
-
-        Yields the box, the talk as shown, the talk, and what is told under it.
-        """
-        text, files = asked.get("text", "").strip(), asked.get("files", [])
-        tray = {path: figures.open_shown(path) for path in files}
-        wrong = [one.trouble for one in tray.values() if one.image is None]
-        if wrong or not text:
-            why = "; ".join(wrong) or "Write something first."
-            yield gr.skip(), gr.skip(), gr.skip(), markup.note(why)
+    def send(self, asked: Asked, talk: Talk) -> Shows:
+        """Ask, and show the answer as it comes. What cannot be asked stays in the box."""
+        ready = question(asked, {}, "", "Write something first.")
+        if ready.wrong:
+            yield refused(ready.wrong)
             return
-        images = [one.image for one in tray.values() if one.image is not None]
-        messages = [*talk.messages, Message.user(*images, text)]
-        asks = [picture_shown(path, one) for path, one in tray.items()]
-        shown = [*talk.shown, *asks, {"role": "user", "content": text}]
-        yield answering(), [*shown, said("…")], gr.skip(), ""
-        with closing(self.model.lane.steps(self.model.engine.stream(messages))) as events:
-            for reply in followed(events):
-                told = markup.note(reply.progress)
-                yield gr.skip(), [*shown, said(reply.text or "…")], gr.skip(), told
-        if reply.error:
-            yield asked, talk.shown, gr.skip(), markup.note(reply.error)
-            return
-        shown.append(said(reply.text or "(no words)"))
-        after = Talk([*messages, Message.assistant(reply.text)], shown)
-        yield gr.skip(), shown, after, markup.note(cost(reply.done))
+        events = self.model.lane.steps(self.model.engine.stream(ready.after(talk)))
+        yield from answer(asked, talk, ready, events, lambda reply: cost(reply.done))
 
 
 def cost(done: Done | None) -> str:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from apps.demos import figures, markup, samples, site
-from apps.demos.answers import Reply, column, duration, followed, outcome, side_by_side
+from apps.demos.answers import column, duration, followed, outcome, side_by_side
+from apps.demos.conversation import (
+    QUIET,
+    Asked,
+    Shows,
+    Talk,
+    Tray,
+    answer,
+    idle,
+    question,
+    refused,
+)
 from apps.demos.figures import Shown
 from apps.demos.viewer import Viewer
 from lfm2_mm import registry
@@ -22,19 +32,6 @@ NAME = "Ask about pictures"
 LEAST, USUAL, OTHER = 16, 256, 64  # image tokens: of the dials
 QUESTION = "What is this?"  # of pictures that are sent without one
 PUBLISHED = "LFM2-VL-450M"
-QUIET: dict[str, Any] = {"show_progress": "hidden"}
-
-
-@dataclass
-class Talk:
-    """A conversation: as the model reads it, and as the page shows it."""
-
-    messages: list[Message] = field(default_factory=list)
-    shown: list[dict[str, Any]] = field(default_factory=list)
-
-
-Tray = dict[str, Shown]  # the pictures of the next question, by file
-Asked = dict[str, Any]  # what is in the box: text, files
 
 
 class Page:
@@ -94,36 +91,19 @@ class Page:
         tokens: float,
         shared: bool,
         request: gr.Request,
-    ) -> Iterator[tuple[Any, ...]]:
-        """Ask, and show the answer as it comes. What cannot be asked stays in the box.
-
-        Yields the box, the talk as shown, the talk, and what is told under it.
-        """
-        text, files = asked.get("text", "").strip(), asked.get("files", [])
-        tray = {path: tray.get(path) or figures.open_shown(path) for path in files}
-        wrong = [one.trouble for one in tray.values() if one.image is None]
-        if wrong or not (text or files):
-            why = "; ".join(wrong) or "Write a question, or add a picture."
-            yield gr.skip(), gr.skip(), gr.skip(), markup.note(why)
+    ) -> Shows:
+        """Ask, and show the answer as it comes. What cannot be asked stays in the box."""
+        ready = question(asked, tray, QUESTION, "Write a question, or add a picture.")
+        if ready.wrong:
+            yield refused(ready.wrong)
             return
-        images = [one.image for one in tray.values() if one.image is not None]
-        messages = [*talk.messages, Message.user(*images, text or QUESTION)]
-        asks = [picture_shown(path, one) for path, one in tray.items()]
-        shown = [*talk.shown, *asks, {"role": "user", "content": text or QUESTION}]
         budget = budget_of(tokens, shared)
-        events = self.viewer.reply(str(request.session_hash), messages, budget)
-        foretold = self._foretold(images, budget)
-        yield answering(), [*shown, said("…")], gr.skip(), markup.note("Looking …")
-        reply = Reply()
-        for reply in followed(events):
-            told = markup.note(reply.progress)
-            yield gr.skip(), [*shown, said(reply.text or "…")], gr.skip(), told
-        if reply.error:
-            yield asked, talk.shown, gr.skip(), markup.note(reply.error)
-            return
-        shown.append(said(reply.text or "(no words)"))
-        after = Talk([*messages, Message.assistant(reply.text)], shown)
-        yield gr.skip(), shown, after, markup.note(outcome(reply, foretold))
+        events = self.viewer.reply(str(request.session_hash), ready.after(talk), budget)
+        foretold = self._foretold(ready.images, budget)
+        waiting = markup.note("Looking …")
+        yield from answer(
+            asked, talk, ready, events, lambda reply: outcome(reply, foretold), waiting
+        )
 
     def _foretold(self, images: Sequence[Image], budget: TokenBudget) -> float | None:
         """Seconds to the first word about new pictures, where they can be planned."""
@@ -173,27 +153,6 @@ class Page:
 
 def budget_of(tokens: float, shared: bool) -> TokenBudget:
     return TokenBudget(max(1, int(tokens)), shared=shared)
-
-
-def said(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": text}
-
-
-def picture_shown(path: str, shown: Shown) -> dict[str, Any]:
-    """A picture of the visitor's in the conversation, with its name for who cannot see it."""
-    picture = gr.Image(
-        path, alt_text=shown.name, buttons=[], show_label=False, container=False, render=False
-    )
-    return {"role": "user", "content": picture}
-
-
-def answering() -> gr.MultimodalTextbox:
-    """The box while an answer comes."""
-    return gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True)
-
-
-def idle() -> gr.MultimodalTextbox:
-    return gr.MultimodalTextbox(submit_btn=True, stop_btn=False)
 
 
 def last_asked(talk: Talk, text: str) -> tuple[list[Shown], str]:

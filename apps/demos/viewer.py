@@ -67,13 +67,13 @@ class Viewer:
 
     def reply(
         self, session: str, messages: Sequence[Message], budget: TokenBudget
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """The events of a reply; after `stop`, or when closed, nothing more is computed."""
         return self._followed(session, self._engine(session, budget), messages)
 
     def look_anew(
         self, session: str, messages: Sequence[Message], budget: TokenBudget
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """As `reply`, with nothing remembered before or after: times are those of a first look."""
         return self._followed(session, self.engine.at(budget, remember=False), messages)
 

@@ -6,6 +6,7 @@ import base64
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -22,11 +23,13 @@ from lfm2_mm.sounds import seconds_of
 from lfm2_mm.types import AudioChunk, Done, Event, TextDelta
 
 MOST_SECONDS = 60 * 60  # of a recording to transcribe
+MOST_NAMED = 50  # words in a header
 # OpenAI's own voices, one of which its clients must name: here, the checkpoint's usual voice.
 USUAL = (
     "alloy", "ash", "ballad", "cedar", "coral", "default", "echo", "fable", "marin", "nova", "onyx",
     "sage", "shimmer", "verse",
 )  # fmt: skip
+SPELLED = "x-spelled"  # header: words of the text that were spelled letter by letter
 MEDIA = {
     "mp3": "audio/mpeg",
     "opus": "audio/ogg",
@@ -100,13 +103,15 @@ def router(service: Service) -> APIRouter:
         """A text read aloud; the sound is sent while it is made."""
         model = service.find(body.model, "speech")
         note(request, model=model.name)
-        events = without_progress(model.lane.stream(_speaking(model, body)))
+        spelled: list[str] = []
+        events = without_progress(model.lane.stream(_speaking(model, body, spelled)))
         first = await unless_gone(request, anext(events))
+        headers = {SPELLED: ", ".join(map(quote, spelled[:MOST_NAMED]))} if spelled else {}
         kind = body.response_format or "mp3"
         made = _encoded(first, events, kind, request)
         if body.stream_format == "sse":
-            return Streamed(_as_events(made), events, "text/event-stream")
-        return Streamed(_only_sound(made), events, MEDIA[kind])
+            return Streamed(_as_events(made), events, "text/event-stream", headers)
+        return Streamed(_only_sound(made), events, MEDIA[kind], headers)
 
     return routes
 
@@ -171,7 +176,8 @@ async def _told(
 # ---- speaking -------------------------------------------------------------------------------
 
 
-def _speaking(model: Served, body: SpeechBody) -> Any:
+def _speaking(model: Served, body: SpeechBody, spelled: list[str]) -> Any:
+    """`spelled` holds, once it has begun, the words that the checkpoint lacks."""
     voice = body.voice.id if isinstance(body.voice, Voice) else body.voice
     if voice is None or voice.lower() in USUAL or body.instructions is not None:
         voice = None
@@ -181,7 +187,10 @@ def _speaking(model: Served, body: SpeechBody) -> Any:
         from audio.conversation import SPEAKING
 
         manner = replace(SPEAKING, seed=body.seed)
-        reply = model.engine.speak(body.input, voice=voice, system=body.instructions, manner=manner)
+        reply = model.engine.speak(
+            body.input, voice=voice, system=body.instructions, strict=body.strict, manner=manner
+        )
+        spelled.extend(reply.spelled)
         return at_rate(reply, wire.RATE)
 
     return begin

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,26 +20,23 @@ from lfm2_mm.errors import BadInput, IndexDamaged
 from retrieval import filters, matches, storage
 from retrieval.codecs import CODECS
 from retrieval.filters import Where as Conditions
-from retrieval.index import DEFAULT_MODEL, hit_of
-from retrieval.requirements import (
-    check_question,
-    checked_meta,
-    require_keeping,
-    require_model,
-)
+from retrieval.holding import Holding
+from retrieval.index import hit_of
+from retrieval.requirements import check_question
 from retrieval.segments import best
+from retrieval.storage import Stamp
 from retrieval.stores import open_store
 from retrieval.stores import where as tree
 from retrieval.stores.seam import CandidateStore, Head, Passage
 from retrieval.stores.where import In, Where
 from retrieval.stores.writing import StoreWriter, writing
 from retrieval.types import Damage, Hit, Info, Match, Mode, Progress, Report, Source
-from retrieval.writer import Keeping
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.recall import Recall
-    from retrieval.update import File, Run
+    from retrieval.update import File
+    from retrieval.writer import Keeping
 
 FEW = 512  # passages that are all scored: fetching them costs what choosing among them would
 EFFORT = 200  # passages that are scored exactly, or
@@ -72,7 +68,7 @@ def open_collection(
     return collection
 
 
-class Collection:
+class Collection(Holding):
     """Made by `open_collection`. Searches see what is in the engine at that moment."""
 
     def __init__(
@@ -82,61 +78,24 @@ class Collection:
         keeping: dict[str, Any],
         options: dict[str, Any],
     ) -> None:
+        super().__init__(model, keeping, options)
         self.store = store
-        self._model = model
-        self._keeping = {name: value for name, value in keeping.items() if value is not None}
-        self._options = options
-        self._encoder: Encoder | None = None
-        self._opening = threading.Lock()
 
-    def __enter__(self) -> Collection:
-        return self
+    @property
+    def place(self) -> str:
+        """The store's address."""
+        return self.store.address
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    @property
+    def folder(self) -> Path | None:
+        """Where it lies on this machine."""
+        return self.store.folder
 
     def close(self) -> None:
         """Let go of the engine."""
         self.store.close()
 
     # --- changing --------------------------------------------------------------------------------
-
-    def update(
-        self,
-        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-        *,
-        prune: bool = False,
-        meta: Mapping[str, str] | None = None,
-        progress: Callable[[Progress], None] | None = None,
-    ) -> Report:
-        """As `Index.update`."""
-        from retrieval.update import look, nothing_indexed, update
-
-        roots = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-        files = look(roots, self.store.folder)
-        if not files and not prune:
-            raise nothing_indexed(roots, [])
-        with self._run(checked_meta(meta or {}), progress) as (run, writer, reported):
-            writer.expect(file.source for file in files)
-            update(run, files, roots, prune=prune)
-        report = reported()
-        if not (report.added or report.updated or report.removed or report.unchanged):
-            raise nothing_indexed(roots, report.skipped)
-        return report
-
-    def add_texts(
-        self,
-        texts: Iterable[tuple[str, str, str]],
-        *,
-        meta: Mapping[str, str] | None = None,
-        progress: Callable[[Progress], None] | None = None,
-    ) -> Report:
-        """As `Index.add_texts`."""
-        from retrieval.update import add_texts
-
-        with self._run(checked_meta(meta or {}), progress) as (run, writer, reported):
-            add_texts(run, writer.ahead(texts))
-        return reported()
 
     def attach(
         self,
@@ -149,10 +108,10 @@ class Collection:
         from retrieval.stores.own import open_store as open_own
 
         named = [segments] if isinstance(segments, (str, os.PathLike)) else list(segments)
-        with self._run({}, progress) as (run, writer, reported):
+        with self._run({}, progress) as (run, reported):
             for folder in named:
                 with contextlib.closing(open_own(os.fspath(folder), create=False)) as theirs:
-                    take_all(theirs, run, writer)
+                    take_all(theirs, run, run.writer)
         return reported()
 
     def delete(self, pattern: str) -> Report:
@@ -162,16 +121,13 @@ class Collection:
         exact: Where = In("source", (pattern,))
         with contextlib.suppress(OSError, ValueError):
             exact = tree.Or((exact, In("name", (pattern,)), In("source", (source_of(pattern),))))
-        with self._run({}, None) as (_, writer, reported):
+        with self._run({}, None) as (run, reported):
             found = self._headings(exact) or self._headings(tree.source(pattern))
             if not found:
-                raise BadInput(
-                    f"no document {pattern!r} in {self.store.address}: give a source as `search` "
-                    "shows it, a file's name, or a pattern such as '*.pdf'"
-                )
+                raise self._no_document(pattern)
             for heading in found:
-                if known := writer.known(heading.source):
-                    writer.remove(known)
+                if known := run.writer.known(heading.source):
+                    run.writer.remove(known)
         return reported()
 
     def compact(self, progress: Callable[[int, int], None] | None = None) -> Info:
@@ -185,28 +141,16 @@ class Collection:
         with self.store.writing():
             self.store.put_head(replace(self._head(), effort=effort))
 
-    @contextlib.contextmanager
-    def _run(
-        self, meta: Mapping[str, str], progress: Callable[[Progress], None] | None
-    ) -> Iterator[tuple[Run[StoreWriter], StoreWriter, Callable[[], Report]]]:
-        from retrieval.update import Run
+    def _stamp(self) -> Stamp | None:
+        head = self.store.head()
+        return head.stamp if head else None
 
-        started = time.monotonic()
-        with writing(self.store, self.encoder, Keeping(**self._keeping)) as writer:
-            self.require_settings()  # another writer may have been the first
-            run = Run(writer, self.encoder, meta, progress or (lambda _: None))
-            yield run, writer, lambda: self._report(run, time.monotonic() - started)
-            writer.commit()
-            if self.store.head():
-                self.store.tidy()
+    def _writing(self, keeping: Keeping) -> AbstractContextManager[StoreWriter]:
+        return writing(self.store, self.encoder, keeping)
 
-    def _report(self, run: Run[StoreWriter], seconds: float) -> Report:
-        held, tally = self.info(), run.writer.tally
-        return Report(
-            held.documents, held.chunks, held.tokens, held.bytes, added=tally.added,
-            updated=tally.updated, removed=tally.removed, unchanged=run.unchanged,
-            skipped=tuple(run.skipped), seconds=seconds,
-        )  # fmt: skip
+    def _tidy(self, writer: StoreWriter) -> None:
+        if self.store.head():
+            self.store.tidy()
 
     # --- searching -------------------------------------------------------------------------------
 
@@ -372,33 +316,7 @@ class Collection:
 
         return measure(self.store, search, exact, vectors, k, head.effort, target)
 
-    # --- opening ---------------------------------------------------------------------------------
-
-    def encoder(self) -> Encoder:
-        """The encoder, opened now if it was not; always the one that made the vectors."""
-        with self._opening:
-            if self._encoder is None:
-                encoder = self._open_encoder()
-                if head := self.store.head():
-                    storage.require_same(self.store.address, head.stamp, encoder)
-                self._encoder = encoder
-            return self._encoder
-
-    def require_settings(self) -> None:
-        """Raise IndexMismatch for another model than made the vectors, BadInput where they are
-        kept otherwise."""
-        head = self.store.head()
-        stamp = head.stamp if head else None
-        require_keeping(self.store.address, stamp, self._keeping)
-        if stamp and self._model is not None:
-            require_model(self.store.address, stamp, self._model, self._options["offline"])
-
     # --- for many workers ------------------------------------------------------------------------
-
-    @property
-    def folder(self) -> Path | None:
-        """Where it lies on this machine."""
-        return self.store.folder
 
     def changed(self, files: Sequence[File]) -> list[File]:
         """Those that an update would read: new, or not in the state that is known."""
@@ -407,22 +325,6 @@ class Collection:
         lookup = StoreWriter(self.store, self.encoder, Keeping())
         lookup.expect(file.source for file in files)
         return [file for file in files if not file.same(lookup.known(file.source))]
-
-    def asked(self) -> dict[str, Any]:
-        """The model and the settings that this is encoded with, here or elsewhere."""
-        stamp = head.stamp if (head := self.store.head()) else None
-        kept = {"codec": stamp.codec, "pool": stamp.pool} if stamp else self._keeping
-        model = self._model or (stamp.name if stamp else DEFAULT_MODEL)
-        return {"model": model, **kept, **self._options}
-
-    def _open_encoder(self) -> Encoder:
-        if self._model is not None and not isinstance(self._model, (str, os.PathLike)):
-            return self._model
-        from retrieval.encoder import open_encoder
-
-        head = self.store.head()
-        name = self._model or (head.stamp.name if head else DEFAULT_MODEL)
-        return open_encoder(os.fspath(name), **self._options)
 
     def _head(self) -> Head:
         head = self.store.head()

@@ -11,7 +11,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,8 +30,6 @@ PUT_CHUNKS = 1024  # passages written at once
 PUT_SECONDS = 15.0  # work that a kill may lose
 AHEAD = 500  # sources looked up at once
 TOUCHES = 256  # documents whose time or metadata changed, rewritten at once
-
-Text = tuple[str, str, str]
 
 
 @contextlib.contextmanager
@@ -89,13 +86,6 @@ class StoreWriter:
     def expect(self, sources: Iterable[str]) -> None:
         """Sources that will be asked for in this order: they are looked up together."""
         self._ahead = list(reversed(list(sources)))
-
-    def ahead(self, texts: Iterable[Text]) -> Iterator[Text]:
-        """The same texts, whose sources are looked up some hundred at a time."""
-        given = iter(texts)
-        while some := list(islice(given, AHEAD)):
-            self.expect(source for source, _, _ in some)
-            yield from some
 
     def known(self, source: str) -> Known | None:
         h = self.heading(source)
