@@ -109,9 +109,9 @@ def held_out(voice: str) -> bool:
 def draw_turn(draw: random.Random, others: Sequence[str]) -> Turn:
     """What a customer says: orders, digits, small talk, and what nobody can answer here."""
     kind = draw.random()
-    if kind < 0.5:
+    if kind < 0.44:
         return draw_order(draw)
-    if kind < 0.72:
+    if kind < 0.66:
         return draw_digits(draw)
     if kind < 0.86:
         return draw_talk(draw)
@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
-    parser.add_argument("--count", type=int, default=9000)
+    parser.add_argument("--count", type=int, default=12000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     others = other_sentences(args.data, 4000, args.seed)
