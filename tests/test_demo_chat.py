@@ -11,6 +11,7 @@ import pytest
 from PIL import Image as Pil
 
 from apps.demos import chat, site
+from apps.demos.answers import cost
 from apps.demos.conversation import Talk
 from apps.lanes import Lane
 from apps.service import Served, Service
@@ -50,11 +51,11 @@ def test_turns_follow_each_other_and_errors_keep_what_was_written(
 
 def test_what_an_answer_took_is_told() -> None:
     done = Done("length", Usage(1234, 5), Timings(0.5, 10.0))
-    assert chat.cost(done) == (
+    assert cost(done) == (
         "1,234 tokens read, 5 written; first word after 500 ms, 10 tokens a second; the answer was "
         "cut, it was too long."
     )
-    assert chat.cost(None) == "Stopped."
+    assert cost(None) == "Stopped."
 
 
 @pytest.mark.browser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -18,9 +19,12 @@ from apps.demos import answers, figures, samples, see, site
 from apps.demos.figures import Shown
 from apps.demos.pace import Pace
 from apps.demos.viewer import SESSIONS, Viewer
+from apps.lanes import Lane
+from apps.service import Served, Service
+from lfm2_mm.engines.remote import Remote
 from lfm2_mm.errors import BadInput, ContextExceeded
 from lfm2_mm.types import Done, Image, Message, Progress, Sampling, TextDelta, Timings, Usage
-from tests import tiny_vision
+from tests import served, tiny_vision
 from tests.browser import Visit, chromium
 from vision import TokenBudget, plan_tiles
 
@@ -62,6 +66,14 @@ def asking(*pictures: Image, text: str = "What?") -> list[Message]:
 
 def computed(viewer: Viewer) -> int:
     return viewer.engine.pictures.encoder.computed
+
+
+@pytest.fixture
+def served_far(folder: Path) -> Iterator[Served]:
+    """The same checkpoint behind a server of its own, as an engine sees it."""
+    far = Served("tiny-vl", "vision", vision.open(folder, dtype="fp32"), Lane("far"))
+    with served.serving(Service([far], {})) as address, closing(Remote(f"{address}v1")) as engine:
+        yield Served(engine.name, "chat", engine, Lane("near"))
 
 
 # ---- in the browser -------------------------------------------------------------------------
@@ -126,6 +138,26 @@ WATCH = """() => {
   new MutationObserver(() => window.lengths.add(talk.innerText.length))
     .observe(talk, {subtree: true, childList: true, characterData: true});
 }"""
+
+
+@pytest.mark.browser
+def test_a_server_answers_in_place_of_the_checkpoint_here(
+    viewer: Viewer, served_far: Served, tmp_path: Path
+) -> None:
+    page_of = see.page(viewer, tmp_path / "samples", served_far)
+    with closing(site.Site([page_of], host="127.0.0.1", port=0)) as here, chromium() as visit:
+        page = visit_page(visit, f"{here.address}see/")
+        page.get_by_label("tiny-vl, by a server").check()
+        page.set_input_files("#box input[type=file]", drawn(tmp_path / "noise.png"))
+        page.wait_for_selector("#seen figure")
+        ask(page, "What?")
+        page.wait_for_function("document.querySelector('#told').innerText.includes('tokens read')")
+        assert computed(viewer) == 0
+        page.get_by_label("tiny-vl", exact=True).check()
+        ask(page, "And now?")
+        page.wait_for_function("document.querySelector('#told').innerText.includes('image tokens')")
+        assert computed(viewer) > 0  # the whole conversation, now read here
+        assert visit.elsewhere == [] and visit.errors == []
 
 
 @pytest.mark.browser

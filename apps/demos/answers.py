@@ -61,6 +61,18 @@ def outcome(reply: Reply, foretold: float | None = None) -> str:
     return f"{', '.join(told)}{cut}."
 
 
+def cost(done: Done | None) -> str:
+    """What an answer took, in words, where nothing is known of pictures."""
+    if done is None:
+        return "Stopped."
+    usage, timings = done.usage, done.timings
+    cut = "; the answer was cut, it was too long" if done.reason == "length" else ""
+    return (
+        f"{usage.prompt_tokens:,} tokens read, {usage.completion_tokens:,} written; first word "
+        f"after {duration(timings.first_token_s)}, {timings.tokens_per_s:.0f} tokens a second{cut}."
+    )
+
+
 def duration(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gradio as gr
 
 from apps.demos import markup, site
-from apps.demos.answers import duration
+from apps.demos.answers import cost
 from apps.demos.conversation import QUIET, Asked, Shows, Talk, answer, idle, question, refused
 from apps.service import Served
-from lfm2_mm.types import Done, Image
+from lfm2_mm.types import Image
 
 NAME = "Chat"
 ECHO = (
@@ -32,18 +32,6 @@ class Page:
             return
         events = self.model.lane.steps(self.model.engine.stream(ready.after(talk)))
         yield from answer(asked, talk, ready, events, lambda reply: cost(reply.done))
-
-
-def cost(done: Done | None) -> str:
-    """What an answer took, in words."""
-    if done is None:
-        return "Stopped."
-    usage, timings = done.usage, done.timings
-    cut = "; the answer was cut, it was too long" if done.reason == "length" else ""
-    return (
-        f"{usage.prompt_tokens:,} tokens read, {usage.completion_tokens:,} written; first word "
-        f"after {duration(timings.first_token_s)}, {timings.tokens_per_s:.0f} tokens a second{cut}."
-    )
 
 
 def build(model: Served) -> gr.Blocks:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from apps.demos import figures, markup, samples, site
-from apps.demos.answers import column, duration, followed, outcome, side_by_side
+from apps.demos.answers import column, cost, duration, followed, outcome, side_by_side
 from apps.demos.conversation import (
     QUIET,
     Asked,
@@ -23,6 +23,7 @@ from apps.demos.conversation import (
 )
 from apps.demos.figures import Shown
 from apps.demos.viewer import Viewer
+from apps.service import Served
 from lfm2_mm import registry
 from lfm2_mm.errors import LfmError
 from lfm2_mm.types import Image, Message
@@ -32,13 +33,15 @@ NAME = "Ask about pictures"
 LEAST, USUAL, OTHER = 16, 256, 64  # image tokens: of the dials
 QUESTION = "What is this?"  # of pictures that are sent without one
 PUBLISHED = "LFM2-VL-450M"
+HERE, THERE = "here", "there"  # who answers
 
 
 class Page:
     """What the controls of the page call. Each method gives the new values of some components."""
 
-    def __init__(self, viewer: Viewer) -> None:
-        self.viewer = viewer
+    def __init__(self, viewer: Viewer, other: Served | None = None) -> None:
+        """other: who may answer in the viewer's place, cutting pictures as nobody here knows."""
+        self.viewer, self.other = viewer, other
 
     def gather(self, asked: Asked | None, tray: Tray, tokens: float, shared: bool) -> Any:
         """The pictures in the box; every key that is typed comes here, most change nothing."""
@@ -90,12 +93,17 @@ class Page:
         tray: Tray,
         tokens: float,
         shared: bool,
+        who: str,
         request: gr.Request,
     ) -> Shows:
         """Ask, and show the answer as it comes. What cannot be asked stays in the box."""
         ready = question(asked, tray, QUESTION, "Write a question, or add a picture.")
         if ready.wrong:
             yield refused(ready.wrong)
+            return
+        if self.other is not None and who == THERE:
+            theirs = self.other.lane.steps(self.other.engine.stream(ready.after(talk)))
+            yield from answer(asked, talk, ready, theirs, lambda reply: cost(reply.done))
             return
         budget = budget_of(tokens, shared)
         events = self.viewer.reply(str(request.session_hash), ready.after(talk), budget)
@@ -182,15 +190,17 @@ def about(viewer: Viewer) -> str:
     return f"<b>{markup.escape(Path(name).name)}</b> is at work{licence}."
 
 
-def build(viewer: Viewer, folder: Path) -> gr.Blocks:
-    """The page over an engine; sample pictures are drawn into `folder`."""
-    page = Page(viewer)
+def build(viewer: Viewer, folder: Path, other: Served | None = None) -> gr.Blocks:
+    """The page over an engine; sample pictures are drawn into `folder`. Visitors may choose that
+    `other` answers."""
+    page = Page(viewer, other)
     with gr.Blocks(title=NAME, analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
         gr.HTML(site.bar("see"))
         gr.HTML(f"<h1>{NAME}</h1><p>{about(viewer)}</p>", elem_id="title")
         talk, tray = gr.State(Talk()), gr.State({})
         with gr.Row(elem_id="page"):
             with gr.Column(scale=3, min_width=380):
+                who = _who(viewer, other)
                 chat, told, box, restart = _conversation(folder)
             with gr.Column(scale=2, min_width=340, elem_id="view"):
                 seen, tokens, shared, camera, other, both, halt = _view()
@@ -199,7 +209,7 @@ def build(viewer: Viewer, folder: Path) -> gr.Blocks:
         gather: Any = (page.gather, [box, tray, *dials], [seen, tray, tokens])
         box.change(*gather, **QUIET)
         sent = box.submit(
-            page.send, [box, talk, tray, *dials], [box, chat, talk, told], **QUIET,
+            page.send, [box, talk, tray, *dials, who], [box, chat, talk, told], **QUIET,
             concurrency_id="answers",
         )  # fmt: skip
         # `change` tells of new text only, so what sets files alone asks for the pictures itself.
@@ -235,6 +245,16 @@ def _conversation(folder: Path) -> tuple[gr.Chatbot, gr.HTML, gr.MultimodalTextb
     return chat, told, box, gr.Button("New conversation", size="sm", elem_id="restart")
 
 
+def _who(viewer: Viewer, other: Served | None) -> gr.Radio:
+    choices = [(Path(viewer.engine.name).name, HERE)]
+    if other is not None:
+        choices.append((f"{other.name}, by a server", THERE))
+    return gr.Radio(
+        choices, value=HERE, label="Answered by", visible=other is not None, elem_id="who",
+        info="tiles, budget and cost are of the first; a server cuts pictures as it does",
+    )  # fmt: skip
+
+
 def _view() -> tuple[Any, ...]:
     gr.HTML("<h2>What the model will see</h2>")
     tokens = gr.Slider(
@@ -257,11 +277,11 @@ def _view() -> tuple[Any, ...]:
     return seen, tokens, shared, camera, other, both, halt
 
 
-def page(viewer: Viewer, folder: Path) -> site.Page:
-    """The page for a site; `folder` must last as long."""
+def page(viewer: Viewer, folder: Path, other: Served | None = None) -> site.Page:
+    """The page for a site; `folder` must last as long. other: as in `build`."""
     about = "Show pictures, see what they cost before you ask, and ask on."
     name = Path(viewer.engine.name).name
-    return site.Page("see", NAME, about, name, build(viewer, folder), "see.css")
+    return site.Page("see", NAME, about, name, build(viewer, folder, other), "see.css")
 
 
 def missing(why: str) -> site.Page:

@@ -15,12 +15,13 @@ from apps import wiring
 from apps.screen import Screen
 from lfm2_mm import checkpoint
 from lfm2_mm.errors import BadInput, MissingExtra
+from lfm2_mm.types import Image
 
 if TYPE_CHECKING:
     from apps.demos.shelf import Shelf
     from apps.demos.site import Page
     from apps.demos.viewer import Viewer
-    from apps.service import Service
+    from apps.service import Served, Service
 
 
 NEEDED = ("fastapi", "gradio", "prometheus_client", "python_multipart", "uvicorn")
@@ -102,15 +103,20 @@ def _pages(service: Service, shelf: Shelf, folder: Path) -> tuple[list[Page], Vi
     from apps.demos.viewer import Viewer
 
     vision, speech = service.first("vision"), service.first("speech")
+    answering = service.answering()
     viewer = Viewer(vision.engine) if vision is not None else None
     if viewer is not None:
-        look = see.page(viewer, folder / "samples")
+        look = see.page(viewer, folder / "samples", answering if _sees(answering) else None)
     else:
         look = see.missing(str(wiring.nothing_here("vision")))
     if speech is not None:
         speak = talk.page(Talker(speech))
     else:
         speak = talk.missing(str(wiring.nothing_here("speech")))
-    answering = service.answering()
     write = chat.page(answering or service.models["echo"])
     return [search.page(shelf, answering), look, write, speak], viewer
+
+
+def _sees(model: Served | None) -> bool:
+    """Whether a chat model takes pictures, as a server elsewhere does."""
+    return model is not None and Image in model.engine.accepts
