@@ -235,7 +235,7 @@ def _ask() -> tuple[list[Any], gr.Column, list[Callable[..., Any]]]:
         go = gr.Button("Search", variant="primary", scale=0, min_width=110)
     with gr.Row(elem_id="how"):
         mode = gr.Radio(MODES, value="hybrid", label="Compare by", scale=3, min_width=330)
-        k = gr.Slider(1, 50, value=10, step=1, label="Results", scale=1, min_width=150)
+        k = gr.Slider(1, 50, value=10, step=1, label="Results", scale=1, min_width=200)
         narrow = gr.Textbox(
             label="Filter", placeholder="*.pdf  date>=2024", max_lines=1, scale=1, min_width=150
         )
