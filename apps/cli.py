@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from apps.flags import condition, filled, names, number, origin, pair, whole, words
 from apps.screen import Screen, open_screen, plain
 from lfm2_mm.errors import LfmError
 
@@ -80,61 +81,6 @@ def told(error: Exception) -> str:
 # ---- flags ----------------------------------------------------------------------------------
 
 
-def whole(least: int, most: int = 1 << 62) -> Callable[[str], int]:
-    """An argparse type: a whole number from `least`, to `most`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            upper = "up" if most == 1 << 62 and value < least else f"to {most:,}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} {upper}")
-        return value
-
-    return parse
-
-
-def number(low: float, high: float) -> Callable[[str], float]:
-    """An argparse type: a number in `low` to `high`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def pair(text: str) -> tuple[str, str]:
-    """An argparse type: key=value."""
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value")
-    return key, value
-
-
-def names(text: str) -> list[str]:
-    """An argparse type: names with commas between them."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def condition(text: str) -> tuple[str, str]:
-    """An argparse type: key=value, or date>=2024-05 and the like; the sign goes with the key."""
-    from retrieval import filters  # only where a filter is given
-
-    if found := filters.condition(text):
-        return found
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is not of the form key=value, or key>=value with one of >= <= > <"
-    )
-
-
 def _common(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("for every verb")
     group.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -155,7 +101,7 @@ def _generating(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-p", type=number(0, 1), metavar="P", help="1 cuts nothing")
     group.add_argument("--min-p", type=number(0, 1), metavar="P")
     group.add_argument("--repetition-penalty", type=number(0.001, 100), metavar="R")
-    group.add_argument("--system", metavar="TEXT", help="the system message")
+    group.add_argument("--system", type=words, metavar="TEXT", help="the system message")
 
 
 def _elsewhere(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +112,7 @@ def _elsewhere(parser: argparse.ArgumentParser) -> None:
         "(llama.cpp in this process) for a file .gguf",
     )  # fmt: skip
     group.add_argument(
-        "--base-url", metavar="URL",
+        "--base-url", type=filled, metavar="URL",
         help="an OpenAI-compatible server, such as http://127.0.0.1:8080/v1; --model is a name "
         "there (default: its first)",
     )  # fmt: skip
@@ -176,20 +122,22 @@ def _elsewhere(parser: argparse.ArgumentParser) -> None:
 
 
 def _index_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--index", required=True, metavar="DIR", help="the index folder")
+    parser.add_argument(
+        "--index", required=True, type=filled, metavar="DIR", help="the index folder"
+    )
 
 
 def _place_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     place = parser.add_mutually_exclusive_group(required=required)
-    place.add_argument("--index", metavar="DIR", help="the index folder")
+    place.add_argument("--index", type=filled, metavar="DIR", help="the index folder")
     place.add_argument(
-        "--store", metavar="STORE",
+        "--store", type=filled, metavar="STORE",
         help="or a store: lancedb:FOLDER_OR_BUCKET, qdrant:FOLDER, qdrant:http://HOST:6333",
     )  # fmt: skip
 
 
 def _model_flag(parser: argparse.ArgumentParser, default: str | None, what: str) -> None:
-    parser.add_argument("--model", default=default, metavar="NAME_OR_PATH", help=what)
+    parser.add_argument("--model", default=default, type=filled, metavar="NAME_OR_PATH", help=what)
 
 
 # ---- verbs ----------------------------------------------------------------------------------
@@ -258,8 +206,9 @@ def _about_checkpoints(add: Add) -> None:
 def _about_chat(add: Add) -> None:
     chat = add("chat", "apps.verbs.chat:chat", "chat with a checkpoint, one prompt or a session")
     chat.add_argument(
-        "prompt", nargs="*", help="default: stdin where piped, else an interactive session; with "
-        "--engine gguf a file before it is the model",
+        "prompt", nargs="*", type=words,
+        help="default: stdin where piped, else an interactive session; with --engine gguf a file "
+        "before it is the model",
     )  # fmt: skip
     _model_flag(chat, None, "default: a chat checkpoint that is already here; `echo` needs none")
     chat.add_argument(
@@ -273,7 +222,10 @@ def _about_see(add: Add) -> None:
     see = add("see", "apps.verbs.see:see", "ask about pictures, or tell what they would cost")
     see.add_argument("pictures", nargs="+", metavar="PICTURE")
     see.add_argument(
-        "--prompt", metavar="TEXT", help="default: stdin where piped, else an interactive session"
+        "--prompt",
+        type=words,
+        metavar="TEXT",
+        help="default: stdin where piped, else an interactive session",
     )
     see.add_argument(
         "--plan", action="store_true", help="only tell the crops and tokens; loads no model"
@@ -301,8 +253,12 @@ def _about_speech(add: Add) -> None:
     transcribe = add("transcribe", "apps.verbs.speech:transcribe", "write down what is said")
     transcribe.add_argument("recordings", nargs="+", metavar="FILE", help="WAV, FLAC, Ogg, MP3")
     speak = add("speak", "apps.verbs.speech:speak", "read a text aloud into a file")
-    speak.add_argument("text", nargs="?", help="default: stdin, where something is piped in")
-    speak.add_argument("--voice", metavar="VOICE", help="one the checkpoint knows: 'US female'")
+    speak.add_argument(
+        "text", nargs="?", type=words, help="default: stdin, where something is piped in"
+    )
+    speak.add_argument(
+        "--voice", type=words, metavar="VOICE", help="one the checkpoint knows: 'US female'"
+    )
     speak.add_argument(
         "--strict", action="store_true",
         help="refuse words that a checkpoint of few words cannot say, instead of spelling them",
@@ -310,13 +266,26 @@ def _about_speech(add: Add) -> None:
     talk = add("talk", "apps.verbs.speech:talk", "answer a spoken question, in speech and text")
     talk.add_argument("recordings", nargs="+", metavar="FILE", help="WAV, FLAC, Ogg, MP3")
     talk.add_argument(
-        "--history", metavar="FILE", help="carry the conversation in this file on, or begin it"
+        "--history",
+        type=filled,
+        metavar="FILE",
+        help="carry the conversation in this file on, or begin it",
     )
     speak.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="ends in .wav, .flac, .ogg or .mp3"
+        "-o",
+        "--output",
+        required=True,
+        type=filled,
+        metavar="FILE",
+        help="ends in .wav, .flac, .ogg or .mp3",
     )
     talk.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="for several recordings, a folder"
+        "-o",
+        "--output",
+        required=True,
+        type=filled,
+        metavar="FILE",
+        help="for several recordings, a folder",
     )
     for verb in (transcribe, speak, talk):
         _model_flag(verb, None, "default: a speech checkpoint that is already here")
@@ -336,18 +305,27 @@ def _about_index(add: Add) -> None:
         help="processes that encode, a thread each",
     )
     index.add_argument(
-        "--ray", metavar="ADDRESS", help="workers of a Ray cluster; `local` starts one here"
+        "--ray",
+        type=filled,
+        metavar="ADDRESS",
+        help="workers of a Ray cluster; `local` starts one here",
     )
     index.add_argument(
-        "--parts", metavar="DIR", help="where workers leave what they encoded until it is in"
+        "--parts",
+        type=filled,
+        metavar="DIR",
+        help="where workers leave what they encoded until it is in",
     )
     index.add_argument("--prune", action="store_true", help="remove documents whose file is gone")
     index.add_argument(
-        "--encoder-url", metavar="URL", help="encode at this llama-server or vLLM (docs/deploy.md)"
+        "--encoder-url",
+        type=filled,
+        metavar="URL",
+        help="encode at this llama-server or vLLM (docs/deploy.md)",
     )
     index.add_argument("--encoder-key", metavar="KEY", help="the API key it asks for")
     search = add("search", "apps.verbs.collection:search", "search an index")
-    search.add_argument("query")
+    search.add_argument("query", type=words)
     _place_flags(search)
     _model_flag(search, None, "default: the model the index was made with")
     search.add_argument("-k", type=whole(1), default=10, help="how many hits (default 10)")
@@ -377,7 +355,9 @@ def _keeping(verb: argparse.ArgumentParser, what: str) -> None:
 def _about_batches(add: Add) -> None:
     encode = add("encode", "apps.verbs.batches:encode", "encode files into a segment, as a job")
     encode.add_argument("paths", nargs="+", metavar="PATH")
-    encode.add_argument("--into", required=True, metavar="DIR", help="the folder of segments")
+    encode.add_argument(
+        "--into", required=True, type=filled, metavar="DIR", help="the folder of segments"
+    )
     _model_flag(encode, "nano-colbert", "the encoder (default nano-colbert)")
     _keeping(encode, "of the segment")
     attach = add("attach", "apps.verbs.batches:attach", "take encoded segments into an index")
@@ -385,7 +365,7 @@ def _about_batches(add: Add) -> None:
     _place_flags(attach)
     copy = add("copy", "apps.verbs.batches:copy", "copy an index into a store, or back")
     _index_flag(copy)
-    copy.add_argument("--store", required=True, metavar="STORE", help="as in `index`")
+    copy.add_argument("--store", required=True, type=filled, metavar="STORE", help="as in `index`")
     copy.add_argument("--back", action="store_true", help="from the store into the index")
 
 
@@ -395,7 +375,10 @@ def _about_care(add: Add) -> None:
     check.add_argument("--recall", action="store_true", help="measure searches against exact ones")
     check.add_argument("-k", type=whole(1), default=10, help="of the k best (default 10)")
     check.add_argument(
-        "--queries", metavar="FILE", help="one a line; default: phrases of stored passages"
+        "--queries",
+        type=filled,
+        metavar="FILE",
+        help="one a line; default: phrases of stored passages",
     )
     check.add_argument(
         "--target", type=number(0, 1), metavar="R", help="find the effort that reaches this recall"
@@ -421,7 +404,12 @@ def _about_export(add: Add) -> None:
         "gguf, f32 for the others, which know no other",
     )  # fmt: skip
     export.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="ends in .gguf, .onnx, .pte or .xml"
+        "-o",
+        "--output",
+        required=True,
+        type=filled,
+        metavar="FILE",
+        help="ends in .gguf, .onnx, .pte or .xml",
     )
     export.add_argument("--force", action="store_true", help="replace FILE where it is there")
     export.add_argument(
@@ -454,7 +442,10 @@ def _about_serving(add: Add) -> None:
     demo.add_argument("--no-browser", action="store_true", help="only serve")
     for verb in (serve, demo):
         verb.add_argument(
-            "--host", default="127.0.0.1", help="default 127.0.0.1: this machine only"
+            "--host",
+            type=filled,
+            default="127.0.0.1",
+            help="default 127.0.0.1: this machine only",
         )
         verb.add_argument(
             "--port", type=whole(0, 65_535), default=7860, help="default 7860; 0 takes any free one"
@@ -464,10 +455,12 @@ def _about_serving(add: Add) -> None:
             help="who asks must give it; default: LFM2_MM_API_KEY, where it is set, else none",
         )  # fmt: skip
         verb.add_argument(
-            "--cors", action="append", default=[], metavar="ORIGIN",
+            "--cors", type=origin, action="append", default=[], metavar="ORIGIN",
             help="pages of this origin may ask too (https://example.org); default: none",
         )  # fmt: skip
-        verb.add_argument("--index", metavar="DIR", help="serve this index, or the indexes in it")
+        verb.add_argument(
+            "--index", type=filled, metavar="DIR", help="serve this index, or the indexes in it"
+        )
         verb.add_argument(
             "--models", type=names, default=[], metavar="NAME,…",
             help="names, hub ids or folders; default: of every kind one bundled or fetched",

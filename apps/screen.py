@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
+from lfm2_mm.errors import BadInput
+
+MOST_PIPED = 4 << 20  # characters; a million tokens at least
 BETWEEN_LINES_S = 5.0  # progress lines when no terminal is there to draw a bar on
 
 
@@ -134,6 +137,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str
 
 def _is_number(cell: str) -> bool:
     return cell in ("", "-") or cell.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()
+
+
+def piped() -> str | None:
+    """What another program writes into this one; None at a terminal. Raises BadInput."""
+    if sys.stdin.isatty():
+        return None
+    try:
+        text = sys.stdin.read(MOST_PIPED + 1)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"what is piped in is no UTF-8 text: {error.reason}") from error
+    if len(text) > MOST_PIPED:
+        raise BadInput(
+            f"more than {MOST_PIPED:,} characters are piped in, which no checkpoint reads: send "
+            "less, or index it and search (`lfm2-mm index`)"
+        )
+    return text
 
 
 def open_nothing(mode: str) -> TextIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -216,14 +217,16 @@ def open_indexes(folder: Path, encoder: Encoder | None = None) -> dict[str, Inde
     import retrieval
 
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return {folder.resolve().name: retrieval.open(folder, model=encoder, create=True)}
+        return {
+            Path(os.path.realpath(folder)).name: retrieval.open(folder, model=encoder, create=True)
+        }
     found = [one for one in (folder, *sorted(folder.glob("*/"))) if _is_index(one)]
     if not found:
         raise IndexMissing(
             f"{folder} is no index and holds none; `lfm2-mm index PATH --index {folder}` makes one"
         )
     chosen = found[:1] if found[0] == folder else found
-    return {one.resolve().name: _opened(one, encoder) for one in chosen}
+    return {Path(os.path.realpath(one)).name: _opened(one, encoder) for one in chosen}
 
 
 def _opened(folder: Path, encoder: Encoder | None) -> Index:

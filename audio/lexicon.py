@@ -5,7 +5,6 @@ Such a checkpoint names its words in `spoken_words.json`. Knows text; knows no m
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lfm2_mm.errors import BadInput, CheckpointDamaged
+from lfm2_mm.weights import read_value
 
 FILE = "spoken_words.json"
 LONGEST = 10  # words said in one breath; a longer text is cut
@@ -42,10 +42,7 @@ class Lexicon:
         path = folder / FILE
         if not path.is_file():
             return None
-        try:
-            words = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointDamaged(f"{path} is no list of words: {error}") from error
+        words = read_value(path)
         if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
             raise CheckpointDamaged(f"{path} is no list of words")
         return cls(words)

@@ -46,7 +46,7 @@ def save_conversation(conversation: Conversation, path: str | os.PathLike[str]) 
         "sizes": json.dumps(sizes(conversation.speech)),
         "turns": json.dumps(asdict(conversation.turns)),
     }
-    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, fresh = tempfile.mkstemp(prefix=".lfm2-mm-", dir=path.parent)
     os.close(handle)
     try:
         save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, fresh, metadata=about)

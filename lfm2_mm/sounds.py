@@ -88,7 +88,7 @@ def save_recording(audio: Audio, path: str | os.PathLike[str]) -> Path:
         raise BadInput(f"cannot write {path}: the name must end in {', '.join(SUFFIXES)}")
     import soundfile
 
-    handle, fresh = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    handle, fresh = tempfile.mkstemp(prefix=".lfm2-mm-", suffix=path.suffix, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             samples = np.clip(audio.samples, -1.0, 1.0)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+MAX_JSON = 64 << 20  # bytes; the shard index of the largest checkpoint has two million
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -35,13 +36,22 @@ class TensorInfo:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises CheckpointDamaged when it is missing or is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointDamaged(f"{path} cannot be read as JSON: {error}") from error
+    value = read_value(path)
     if not isinstance(value, dict):
         raise CheckpointDamaged(f"{path} holds no JSON object; fetch or save the checkpoint again")
     return value
+
+
+def read_value(path: Path) -> Any:
+    """The JSON value in a file. Raises CheckpointDamaged when it is missing or holds none."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON + 1)
+        if len(content) > MAX_JSON:
+            raise ValueError(f"more than {MAX_JSON >> 20} MiB")
+        return json.loads(content.decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointDamaged(f"{path} cannot be read as JSON: {error}") from error
 
 
 def tensors_of(folder: Path) -> dict[str, TensorInfo]:
@@ -210,7 +220,7 @@ def _header(path: Path) -> dict[str, TensorInfo]:
         found = {k: TensorInfo(e["dtype"], tuple(e["shape"]), path) for k, e in entries.items()}
     except OSError as error:
         raise CheckpointDamaged(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointDamaged(f"{path} is no safetensors file ({error})") from error
     promised = 8 + length + max(ends, default=0)
     if promised != size:
@@ -253,10 +263,10 @@ def _dense_modules(folder: Path) -> list[str]:
     modules = folder / "modules.json"
     if not modules.is_file():
         return []
+    rows = read_value(modules)
     try:
-        rows = json.loads(modules.read_text(encoding="utf-8"))
         names = [str(row["path"]) for row in rows if str(row["type"]).endswith("Dense")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointDamaged(f"{modules} cannot be read: {error!r}") from error
     if not all(map(_plain_name, names)):
         raise CheckpointDamaged(f"{modules} names a folder outside of the checkpoint: {names}")

@@ -70,8 +70,8 @@ def encode_segment(
     where nothing can be read or a file changes meanwhile, LfmError where the disk is full.
     """
     root = Path(into).expanduser()
-    if root.exists() and not root.is_dir():
-        raise BadInput(f"{root} is a file: name a folder for the segments")
+    if os.path.lexists(root) and not root.is_dir():
+        raise BadInput(f"{root} is no folder: name one for the segments")
     roots = [files] if isinstance(files, (str, os.PathLike)) else list(files)
     found = look(roots, root)
     if not found:
@@ -254,7 +254,7 @@ def _opened(folder: Path) -> Iterator[tuple[Manifest, Catalog]]:
 
 def stamp_of(folder: Path, index: Path) -> Stamp | None:
     """What made the vectors of a segment folder that is to be attached to `index`."""
-    if folder.resolve() == index.resolve():
+    if os.path.realpath(folder) == os.path.realpath(index):
         raise BadInput(f"{folder} cannot be attached to itself")
     with _opened(folder) as (manifest, _):
         return manifest.stamp

@@ -6,14 +6,13 @@ config_sentence_transformers.json with the markers and lengths, sentence_bert_co
 
 from __future__ import annotations
 
-import json
 import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lfm2_mm.errors import BadInput, CheckpointDamaged
-from lfm2_mm.weights import read_json
+from lfm2_mm.weights import read_json, read_value
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
@@ -99,10 +98,10 @@ def is_colbert(folder: Path) -> bool:
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
     """(class name, path) of each row of modules.json."""
+    rows = read_value(folder / MODULES)
     try:
-        rows = json.loads((folder / MODULES).read_text(encoding="utf-8"))
         found = [(str(row["type"]).rsplit(".", 1)[-1], str(row["path"])) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointDamaged(f"{folder / MODULES} cannot be read: {error!r}") from error
     for _, path in found:
         if ".." in path or set(path) & set("/\\:\0"):

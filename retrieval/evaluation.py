@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from retrieval.index import Index
 
 DEPTH = 100  # documents retrieved for each query
+LONGEST = 16 << 20  # characters of one line: longer ones are no text
 GRADES = 1_000_000  # a judgement's score is below: the metrics count in 32 bits
 CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
 QRELS = ("qrels.tsv", "qrels/test.tsv")
@@ -170,22 +171,21 @@ def read_qrels(folder: Path) -> Qrels:
     """Judgements from a table with the header query-id, corpus-id, score."""
     path = _found(folder, *QRELS)
     found: Qrels = {}
-    with _reading(path) as file:
-        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        for number, row in enumerate(rows, start=1):
-            if not row or (number == 1 and row[0] == "query-id"):
-                continue
-            try:
-                query, document, score = row
-                grade = int(score)
-                if abs(grade) >= GRADES:
-                    raise ValueError("larger than the metrics can take")
-                found.setdefault(query, {})[document] = grade
-            except ValueError:
-                raise BadInput(
-                    f"{path}, line {number}: expected query-id, corpus-id and a whole score below "
-                    f"{GRADES:,}, with tabs between; got {row}"
-                ) from None
+    for where, line in _lines(path):
+        row = line.rstrip("\r\n").split("\t")
+        if not found and row[0] == "query-id":
+            continue
+        try:
+            query, document, score = row
+            grade = int(score)
+            if abs(grade) >= GRADES:
+                raise ValueError("larger than the metrics can take")
+            found.setdefault(query, {})[document] = grade
+        except ValueError:
+            raise BadInput(
+                f"{where}: expected query-id, corpus-id and a whole score below {GRADES:,}, with "
+                f"tabs between; got {_brief(row)}"
+            ) from None
     if not found:
         raise BadInput(f"no judgement in {path}")
     return found
@@ -213,20 +213,34 @@ def _reading(path: Path) -> Iterator[io.TextIOBase]:
         raise BadInput(f"cannot read {path}: {error}") from error
 
 
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(file and line for messages, line) of each that is not blank."""
+    with _reading(path) as file:
+        for number in itertools.count(1):
+            line, where = file.readline(LONGEST + 1), f"{path}, line {number}"
+            if len(line) > LONGEST:
+                raise BadInput(f"{where}: longer than {LONGEST >> 20} million characters")
+            if line.strip():
+                yield where, line
+            elif not line:
+                return
+
+
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file and line for messages, record) of each line that is not blank."""
-    with _reading(path) as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise BadInput(f"{where}: not JSON ({error})") from None
-            if not isinstance(record, dict):
-                raise BadInput(f'{where}: expected an object such as {{"_id": …}}; got {line[:60]}')
-            yield where, record
+    for where, line in _lines(path):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{where}: not JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise BadInput(f'{where}: expected an object such as {{"_id": …}}; got {_brief(line)}')
+        yield where, record
+
+
+def _brief(value: object) -> str:
+    told = repr(value)
+    return told if len(told) <= 80 else f"{told[:80]} …"
 
 
 def _field(where: str, record: dict[str, Any], key: str, default: str | None = None) -> str:
@@ -236,5 +250,5 @@ def _field(where: str, record: dict[str, Any], key: str, default: str | None = N
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
-        raise BadInput(f"{where}: {key!r} must be a text; got {value!r}")
+        raise BadInput(f"{where}: {key!r} must be a text; got {_brief(value)}")
     return value

@@ -48,7 +48,9 @@ def exists(path: str | os.PathLike[str]) -> bool:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         name = printable(Path(path).as_posix()) if os.fspath(path) else "an empty name"
-        raise BadInput(f"cannot take {name}: {why}") from None
+        raise BadInput(
+            f"cannot take {name}: {why}; give files and folders that are there"
+        ) from None
     return True
 
 

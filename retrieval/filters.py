@@ -6,6 +6,7 @@ A condition is a key, perhaps with a sign at its end, and a value: `source` `*.p
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ Value = str | float | os.PathLike[str]
 Where = Mapping[str, Value] | Iterable[tuple[str, Value]]
 
 BUILT_IN = ("source", "type", "title", "page", "date")
+PAGES = 1_000_000_000  # no document has more, and every engine can compare it
 SIGNS = (">=", "<=", ">", "<", "=")
 SOURCE = (  # a name may hold what a glob means otherwise
     "(d.source IN (:{0}, :{0}_called) OR d.name IN (:{0}, :{0}_called) OR d.source GLOB :{0} OR "
@@ -126,23 +128,29 @@ def _condition(
         raise BadInput(f"no document has {key!r} to filter by; known here: {known}")
     if sign == "=":
         return SAME.format(slot), {slot: value, f"{slot}_key": key}
-    number = _number(value)
-    bound = {slot: value, f"{slot}_key": key, f"{slot}_number": number}
+    bound = {slot: value, f"{slot}_key": key, f"{slot}_number": number(value)}
     return META.format(slot, sign), bound
 
 
 def _page(value: str) -> int:
     try:
-        return int(value)
+        page = int(value)
+        if abs(page) > PAGES:
+            raise ValueError("beyond what is stored")
     except ValueError:
-        raise BadInput(f"a page is a whole number; got {value!r}") from None
+        raise BadInput(
+            f"a page is a whole number of at most {PAGES:,}; got {value[:40]!r}"
+        ) from None
+    return page
 
 
-def _number(value: str) -> float | None:
+def number(value: str) -> float | None:
+    """A value that is compared as a number; None for one that is compared as text."""
     try:
-        return float(value)
+        found = float(value)
     except ValueError:
         return None
+    return found if math.isfinite(found) else None
 
 
 def _date(sign: str, value: str, slot: str) -> tuple[str, dict[str, Any]]:

@@ -78,6 +78,10 @@ class Holding(ABC):
     def _tidy(self, writer: Any) -> None:
         """Housekeeping after a run."""
 
+    @abstractmethod
+    def _found(self, writer: Any, pattern: str) -> Iterable[str]:
+        """The sources that `delete` means by a pattern."""
+
     # --- changing --------------------------------------------------------------------------------
 
     def update(
@@ -123,6 +127,24 @@ class Holding(ABC):
             add_texts(run, texts)
         return reported()
 
+    def delete(self, pattern: str | os.PathLike[str]) -> Report:
+        """Delete the documents of this source or file name, or where there is none, of a glob
+        (`*.pdf`) on either."""
+        pattern = os.fspath(pattern)
+        if not pattern:
+            raise BadInput("an empty source names no document: give one, or '*' for all")
+        with self._run({}, None) as (run, reported):
+            found = list(self._found(run.writer, pattern))
+            if not found:
+                raise BadInput(
+                    f"no document {pattern!r} in {self.place}: give a source as `search` shows it, "
+                    "a file's name, or a pattern such as '*.pdf'"
+                )
+            for source in found:
+                if known := run.writer.known(source):
+                    run.writer.remove(known)
+        return reported()
+
     @contextlib.contextmanager
     def _run(
         self, meta: Mapping[str, str], progress: Callable[[Progress], None] | None
@@ -146,12 +168,6 @@ class Holding(ABC):
             updated=tally.updated, removed=tally.removed, unchanged=run.unchanged,
             skipped=tuple(run.skipped), seconds=seconds,
         )  # fmt: skip
-
-    def _no_document(self, pattern: str) -> BadInput:
-        return BadInput(
-            f"no document {pattern!r} in {self.place}: give a source as `search` shows it, a "
-            "file's name, or a pattern such as '*.pdf'"
-        )
 
     # --- opening ---------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from retrieval.fusion import OF_ENCODER, Fusion
 from retrieval.holding import Holding
 from retrieval.ranking import Query, View, ranked
 from retrieval.reading import Reader
-from retrieval.requirements import check_question
+from retrieval.requirements import check_effort, check_question, check_recall
 from retrieval.rows import Row
 from retrieval.storage import Manifest, Stamp
 from retrieval.types import Damage, Hit, Info, Match, Mode, Progress, Report, Source
@@ -114,23 +114,6 @@ class Index(Holding):
                 attach(run, folder)
         return reported()
 
-    def delete(self, pattern: str | os.PathLike[str]) -> Report:
-        """Delete the documents of this source or file name, or where there is none, of a glob
-        (`*.pdf`) on either."""
-        pattern = os.fspath(pattern)
-        if not pattern:
-            raise BadInput("an empty source names no document: give one, or '*' for all")
-        with self._run({}, None) as (run, reported):
-            writer = run.writer
-            found = writer.catalog.sources(writer.now, pattern) or self._at(writer, pattern)
-            if not found:
-                raise self._no_document(pattern)
-            for source in found:
-                known = writer.known(source.source)
-                assert known is not None
-                writer.remove(known)
-        return reported()
-
     def compact(self, progress: Callable[[int, int], None] | None = None) -> Info:
         """Bring the index into few segments without what was deleted, and give its space back.
 
@@ -163,13 +146,14 @@ class Index(Holding):
                 restore(run, work)
         return damaged, reported()
 
-    def _at(self, writer: Writer, path: str) -> list[Source]:
-        """A document by a path relative to where we are."""
+    def _found(self, writer: Writer, pattern: str) -> Iterable[str]:
         from retrieval.files import source_of
 
-        with contextlib.suppress(OSError, ValueError):
-            exact = source_of(path)
-            return [s for s in writer.catalog.sources(writer.now, None) if s.source == exact]
+        if found := writer.catalog.sources(writer.now, pattern):
+            return [one.source for one in found]
+        with contextlib.suppress(OSError, ValueError):  # a path relative to where we are
+            exact = source_of(pattern)
+            return [exact] if writer.known(exact) else []
         return []
 
     def _stamp(self) -> Stamp | None:
@@ -315,10 +299,7 @@ class Index(Holding):
         """
         from retrieval.recall import QUERIES, measure, phrases, reach
 
-        if k < 1:
-            raise BadInput(f"recall of the {k} best was asked for; ask for 1 or more")
-        if target is not None and not 0 <= target <= 1:
-            raise BadInput(f"a recall of {target:g} was asked for; it lies in 0 to 1")
+        check_recall(k, target)
         with self._reader.snapshot() as view:
             if queries is None and view.manifest.chunks:
                 catalog = self._reader.catalog()
@@ -332,8 +313,7 @@ class Index(Holding):
 
     def set_effort(self, effort: int | None) -> None:
         """Score so many passages exactly in each search by meaning; None: as many as is usual."""
-        if effort is not None and effort < 1:
-            raise BadInput(f"an effort of {effort} passages; give 1 or more, or None for the usual")
+        check_effort(effort)
         from retrieval.writer import writing
 
         with writing(self.folder, self.encoder) as writer:

@@ -47,7 +47,7 @@ def update(
     files = look(roots, target.folder)
     if not files and not prune:
         raise nothing_indexed(roots, [])
-    if any(parts.resolve() in Path(file.source).parents for file in files):
+    if any(Path(os.path.realpath(parts)) in Path(file.source).parents for file in files):
         raise BadInput(f"{parts} lies among the files to index: name another folder for the parts")
     meta = checked_meta(meta or {})
     settings = Settings(str(parts), meta=tuple(meta.items()), **target.asked())

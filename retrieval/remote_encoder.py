@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lfm2_mm.address import checked_key, checked_url
 from lfm2_mm.errors import BadInput, NotAvailable
 from retrieval.colbert_tokenizer import Marked, Token
 from retrieval.encoder import Encoder, Progress, open_encoder
@@ -27,6 +28,7 @@ PATIENCE = 600.0  # seconds for its answer
 TRIES, PAUSE = 3, 1.0  # of a request, and the seconds between
 PROBE = "The server has to give the vectors of this checkpoint, and of no other one."
 LEAST = 0.97  # cosine of the probe's vectors: rounded weights pass, another model does not
+LIKE = "http://127.0.0.1:8080"  # an address, for messages
 ROUTES = ("/pooling", "/embeddings")  # vLLM's; llama.cpp's own, with the tokens apart
 
 
@@ -90,8 +92,10 @@ class RemoteEncoder:
 
     def _served_model(self) -> str | None:
         told = self._send("GET", "/v1/models", None)
-        served = told.json().get("data") if told.status_code == 200 else None
-        return served[0]["id"] if served else None
+        try:
+            return str(told.json()["data"][0]["id"]) if told.status_code == 200 else None
+        except (ValueError, KeyError, IndexError, TypeError):  # a server need not have this route
+            return None
 
     def _find_route(self) -> str:
         """The first of ROUTES that the server has."""
@@ -121,7 +125,13 @@ class RemoteEncoder:
             raise BadInput(
                 f"{self.url}{route} answered with status {answer.status_code}: {answer.text[:200]}"
             )
-        return answer.json()
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise BadInput(
+                f"{self.url}{route} answered what is no JSON ({answer.text[:40]!r}): give the "
+                "address of a llama-server or of vLLM (docs/deploy.md)"
+            ) from error
 
     def _send(self, method: str, route: str, body: dict[str, Any] | None) -> httpx.Response:
         import httpx
@@ -154,10 +164,8 @@ def open_remote(
 def _client(url: str, key: str | None) -> httpx.Client:
     import httpx
 
-    if not url.startswith(("http://", "https://")):
-        raise BadInput(f"--encoder-url {url!r}: an address such as http://127.0.0.1:8080 is needed")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=url, headers=headers, timeout=PATIENCE)
+    headers = {"Authorization": f"Bearer {checked_key(key)}"} if key is not None else {}
+    return httpx.Client(base_url=checked_url(url, LIKE), headers=headers, timeout=PATIENCE)
 
 
 def _vectors(answer: Any) -> Iterator[np.ndarray]:

@@ -27,6 +27,20 @@ def check_question(query: str, k: int, mode: str) -> None:
         raise BadInput("the query is empty: say what to look for")
 
 
+def check_recall(k: int, target: float | None) -> None:
+    """Raise BadInput for a recall that cannot be measured or reached."""
+    if k < 1:
+        raise BadInput(f"recall of the {k} best was asked for; ask for 1 or more")
+    if target is not None and not 0 <= target <= 1:
+        raise BadInput(f"a recall of {target:g} was asked for; it lies in 0 to 1")
+
+
+def check_effort(effort: int | None) -> None:
+    """Raise BadInput for a number of passages that no search can score."""
+    if effort is not None and effort < 1:
+        raise BadInput(f"an effort of {effort} passages; give 1 or more, or None for the usual")
+
+
 def require_keeping(place: object, stamp: Stamp | None, keeping: Mapping[str, Any]) -> None:
     """Raise BadInput for settings that cannot be, or that are not those of the stamp."""
     if (codec := keeping.get("codec", DEFAULT)) not in CODECS:

@@ -99,9 +99,9 @@ class Manifest:
 
 def state_of(folder: Path) -> str:
     """'missing', 'foreign' (something else lies there), 'unpublished' or 'index'."""
-    if not folder.exists():
+    if not os.path.lexists(folder):
         return "missing"
-    if not folder.is_dir():
+    if not folder.is_dir():  # a link that leads nowhere is in the way, too
         return "foreign"
     names = [path.name for path in folder.iterdir()]
     if MANIFEST in names:
@@ -155,9 +155,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """The content of `write_sealed`. Raises ValueError where it is not as it was written,
     IndexMismatch where another version wrote it."""
     try:
-        raw = json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            if (first := file.read(1)) != b"{":  # before a file of whatever size is read
+                raise ValueError("it is no JSON object")
+            raw = json.loads(first + file.read())
         version, seal = raw["version"], raw.pop("seal")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"cannot be read ({error})") from error
     sound = seal == _seal(raw)
     # A newer version may seal in another way; an unsound older one is just damaged.

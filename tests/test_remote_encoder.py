@@ -83,7 +83,7 @@ def test_another_model_or_no_server_is_told(server: Any, tmp_path: Path, monkeyp
         open_remote(server.address, str(other), key=server.key, **HOW)
     with pytest.raises(BadInput, match="status 401"):
         open_remote(server.address, "nano-colbert", key="wrong", **HOW)
-    with pytest.raises(BadInput, match="an address such as"):
+    with pytest.raises(BadInput, match="no server.s address; it is like"):
         open_remote("localhost:8080", "nano-colbert", **HOW)
     monkeypatch.setattr("retrieval.remote_encoder.PAUSE", 0.0)
     with pytest.raises(NotAvailable, match="cannot be reached"):

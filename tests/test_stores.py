@@ -134,6 +134,13 @@ def test_what_it_proposes_is_scored_exactly_and_good_enough(
     assert found.value > 0.6
     reached = collection.recall(10, target=1.0)
     assert reached.reached and (reached.effort or 0) >= 60
+    for odd in (
+        lambda: collection.set_effort(0),
+        lambda: collection.recall(0),
+        lambda: collection.recall(target=2),
+    ):
+        with pytest.raises(BadInput, match="asked|effort"):
+            odd()
     with pytest.raises(BadInput, match="empty"):
         make("other").recall()
 
@@ -146,6 +153,8 @@ def test_conditions_are_checked_before_anything_is_proposed(
     monkeypatch.setattr(collections, "EFFORT", 2)
     monkeypatch.setattr(collections, "EFFORT_K", 1)
     old = notes / "note03.tar.txt"
+    for odd in ("odd [1].txt", "odd\n2.txt"):
+        (notes / odd).write_text("shared name")
     os.utime(old, (1_600_000_000, 1_600_000_000))
     collection = make()
     with retrieval.open(tmp_path / "ours", model=WordsEncoder(), create=True) as ours:
@@ -160,6 +169,8 @@ def test_conditions_are_checked_before_anything_is_proposed(
             {"page>": "1"}, {"date>=": "2024"}, {"date": "2020"}, {"date<": "2020-09-13"},
             {"team": "it's a=b"}, {"team": "none"}, {"year>": "2024"}, {"year<=": "2024"},
             {"odd key.x>": "5"}, {"odd key.x>": "a"}, {"year": "2024", "type": "md"},
+            {"source": "odd [1].txt"}, {"source": "odd\n2.txt"}, {"source": "odd\\x0a*"},
+            {"source": "*.\udce9"}, {"type": ".MD"}, {"year>": "nan"}, {"year<": "inf"},
         ):  # fmt: skip
             expected = {h.source for h in ours.search("shared", 99, "colbert", where)}
             monkeypatch.setattr(collections, "EFFORT", 99)
@@ -168,8 +179,12 @@ def test_conditions_are_checked_before_anything_is_proposed(
             few = collection.search("shared", 2, "colbert", where)
             assert len(few) == min(2, len(expected)), where
             assert {h.source for h in few} <= expected
-        with pytest.raises(BadInput, match="no document has 'nobody'"):
-            collection.search("shared", where={"nobody": "1"})
+        for one in (ours, collection):
+            with pytest.raises(BadInput, match="no document has 'nobody'"):
+                one.search("shared", where={"nobody": "1"})
+            with pytest.raises(BadInput, match="a page is a whole number"):
+                one.search("shared", where={"page": "9" * 20})
+            assert one.delete("odd\n2.txt").removed == 1
 
 
 def test_files_are_brought_up_to_date(make: Make, notes: Path) -> None:
@@ -226,6 +241,8 @@ def test_what_is_deleted_is_not_found_and_its_ids_never_come_again(make: Make) -
     assert {h.source for h in collection.search("word1", 99)} == {"d5", "d6"}
     with pytest.raises(BadInput, match="no document 'd7'"):
         collection.delete("d7")
+    with pytest.raises(BadInput, match="empty source"):
+        collection.delete("")
     collection.add_texts([("new", "word1", "")])
     assert {h.id for h in collection.search("word1", 99) if h.source == "new"} == {last + 1}
     collection.compact()

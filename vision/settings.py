@@ -5,11 +5,11 @@ Standard library only, so that planning stays light. Knows file names and keys; 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lfm2_mm.errors import BadInput, CheckpointDamaged
+from lfm2_mm.weights import read_json
 from vision.rule import ImageRule
 
 NESTED, FLAT, MODEL = "processor_config.json", "preprocessor_config.json", "config.json"
@@ -77,15 +77,7 @@ def _check(folder: Path, raw: dict[str, Any]) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     """The table in a JSON file; empty where there is no such file."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointDamaged(f"cannot read {path}: {error}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointDamaged(f"{path} holds no table of settings")
-    return raw
+    return read_json(path) if path.exists() else {}
 
 
 def _value(value: Any) -> Any:

@@ -145,9 +145,10 @@ def free_port(host: str, port: int) -> int:
     try:
         with socket.create_server((host, port), family=family) as server:
             return int(server.getsockname()[1])
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that can be none is not even looked up
+        why = getattr(error, "strerror", None) or "no such name"
         raise BadInput(
-            f"cannot serve on {host}, port {port}: {error.strerror}; --host 127.0.0.1 is this "
+            f"cannot serve on {host}, port {port}: {why}; --host 127.0.0.1 is this "
             "machine, --port takes another port, 0 any free one"
         ) from error
 

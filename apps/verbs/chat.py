@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from apps import wiring
-from apps.screen import Screen
+from apps.screen import Screen, piped
 from lfm2_mm.errors import LfmError
 from lfm2_mm.types import Done, Event, Image, Message, Progress, Sampling, TextDelta
 
@@ -54,8 +53,8 @@ def sort_words(args: Namespace) -> None:
 def prompt_of(args: Namespace) -> str | None:
     """What is asked: the argument, else what is piped in; None: a session at the terminal."""
     prompt: str | None = args.prompt
-    if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read().strip()
+    if prompt is None and (text := piped()) is not None:
+        prompt = text.strip()
     if prompt == "":
         args.wrong_usage("the prompt is empty: give a text, or nothing for a session at a terminal")
     if prompt is None and args.json:
@@ -129,6 +128,9 @@ def session(
         except EOFError:
             screen.say("")
             return
+        except UnicodeDecodeError:
+            screen.say("this is no UTF-8 text: type it again")
+            continue
         if line == "/exit":
             return
         if line == "/new":

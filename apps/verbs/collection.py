@@ -6,7 +6,6 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps import wiring
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from retrieval.stores.collection import Collection
     from retrieval.types import Damage, Hit, Info, Match, Mode, Report
 
+MOST_QUERIES = 1 << 20  # bytes
 STRONG = 0.6  # cosine from which a matched word is shown in bold
 
 
@@ -132,7 +132,7 @@ def check(args: Namespace, screen: Screen) -> int:
     with wiring.open_place(args) as opened:
         damaged = opened.check()
         record: dict[str, Any] = {"ok": not damaged, "damaged": [asdict(one) for one in damaged]}
-        lines = _damage_lines(damaged) or [f"{args.index or args.store} is sound"]
+        lines = _damage_lines(damaged) or [f"{plain(args.index or args.store)} is sound"]
         if args.recall and not damaged:
             found = _recall(args, opened)
             record["recall"] = asdict(found)
@@ -148,14 +148,28 @@ def _damage_lines(damaged: Sequence[Damage]) -> list[str]:
 def _recall(args: Namespace, opened: Index | Collection) -> Recall:
     queries = None
     if args.queries:
-        text = Path(args.queries).read_text(encoding="utf-8", errors="replace")
-        queries = [line for line in text.splitlines() if line.strip()]
-        if not queries:
-            raise BadInput(f"no query in {args.queries}: one a line is read")
+        queries = read_queries(args.queries)
     found = opened.recall(args.k, queries, target=args.target)
     if args.keep and found.reached:
         opened.set_effort(found.effort)
     return found
+
+
+def read_queries(path: str) -> list[str]:
+    """The lines of a file that are not blank. Raises BadInput where there are none, or too many."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_QUERIES + 1)
+    except OSError as error:
+        raise BadInput(
+            f"cannot read the queries in {path}: {error.strerror}; give a text file, one a line"
+        ) from error
+    lines = content.decode("utf-8", errors="replace").splitlines()
+    if not (queries := [line for line in lines if line.strip()]):
+        raise BadInput(f"no query in {path}: one a line is read")
+    if len(content) > MOST_QUERIES:
+        raise BadInput(f"{path} holds more than {MOST_QUERIES >> 20} MiB of queries; take some")
+    return queries
 
 
 def _recall_lines(found: Recall, args: Namespace) -> list[str]:
@@ -189,7 +203,7 @@ def repair(args: Namespace, screen: Screen) -> int:
         "damaged": [asdict(one) for one in damaged],
         **asdict(report),
     }
-    lines = _damage_lines(damaged) or [f"{args.index} was sound"]
+    lines = _damage_lines(damaged) or [f"{plain(args.index)} was sound"]
     screen.result(record, [*lines, *report_lines(report)])
     return 1 if left else 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apps import wiring
-from apps.screen import Screen, size, table
+from apps.screen import Screen, plain, size, table
 
 if TYPE_CHECKING:
     from lfm2_mm.exports.export import Report
@@ -24,7 +24,7 @@ def export(args: Namespace, screen: Screen) -> int:
 
     output = Path(args.output).expanduser()
     kind = exports.prepare(args.to, args.type, output, force=args.force)
-    screen.say(f"opening {args.name}")
+    screen.say(f"opening {plain(args.name)}")
     source = wiring.open_source(args)
     report = exports.export(source, args.to, kind, output, context=args.context, tell=screen.say)
     record = {
@@ -61,7 +61,7 @@ def lines_of(report: Report) -> Iterator[str]:
     )
     yield from report.remarks
     verdict = "agrees" if report.ok else "DISAGREES beyond what is allowed, kept to be looked at"
-    yield f"{report.path}: {size(report.bytes)}, {report.type}, {verdict}"
+    yield f"{plain(str(report.path))}: {size(report.bytes)}, {report.type}, {verdict}"
 
 
 def yes(value: bool) -> str:

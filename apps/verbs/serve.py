@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from apps import wiring
 from apps.screen import Screen
 from lfm2_mm import checkpoint
-from lfm2_mm.errors import BadInput, MissingExtra
+from lfm2_mm.address import checked_key
+from lfm2_mm.errors import MissingExtra
 from lfm2_mm.types import Image
 
 if TYPE_CHECKING:
@@ -40,15 +41,14 @@ def demo(args: Namespace, screen: Screen) -> None:
 def _run(args: Namespace, screen: Screen, *, browser: bool, library: bool) -> None:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise MissingExtra(f"serving needs {', '.join(missing)}: pip install 'lfm2-mm[demo]'")
-    key: str | None = args.api_key or checkpoint.settings().key
-    if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
-        raise BadInput("an API key is made of ASCII characters, without blanks around it")
+    key = checked_key(checkpoint.settings().key if args.api_key is None else args.api_key)
     # A polite kill cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from apps import realtime, server, watch
     from apps.demos import site, talk
 
     watch.log_to_stderr()
+    site.free_port(args.host, args.port)  # one that is taken is told before anything is loaded
 
     with (
         closing(wiring.open_service(args)) as service,

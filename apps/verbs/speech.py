@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps import wiring
-from apps.screen import Screen, plain
+from apps.screen import Screen, piped, plain
 from audio.conversation import CONVERSING, SPEAKING, TRANSCRIBING, Conversation, Manner
 from audio.lexicon import named
 from audio.reply import Reply
@@ -56,10 +57,8 @@ def _transcript(
 
 def speak(args: Namespace, screen: Screen) -> None:
     """Read a text aloud into a file."""
-    text = args.text
-    if text is None and not sys.stdin.isatty():
-        text = sys.stdin.read()
-    if text is None or not text.strip():
+    text: str = (piped() if args.text is None else args.text) or ""
+    if not text.strip():
         args.wrong_usage("there is nothing to speak: give a text, or pipe one in")
     check_output(args.output, args)
     speech = wiring.open_speech(args)
@@ -156,6 +155,13 @@ def check_output(name: str, args: Namespace) -> None:
         raise BadInput(f"the folder of {name} does not exist; make it first, or name another")
     if path.is_dir():
         raise BadInput(f"{name} is a folder; name a file in it")
+    require_writable(path.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Raise BadInput for a folder that takes no new file."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"no file can be written into {folder}: name another folder")
 
 
 def _targets(args: Namespace, several: bool) -> list[Path]:
@@ -163,25 +169,26 @@ def _targets(args: Namespace, several: bool) -> list[Path]:
     folder = Path(args.output)
     if not several and not folder.is_dir():
         check_output(args.output, args)
-        if folder.exists() and Path(args.recordings[0]).resolve() == folder.resolve():
+        if folder.exists() and realpath(args.recordings[0]) == realpath(folder):
             raise BadInput(f"{args.output} is the recording itself; give the answer another name")
         return [folder]
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{args.output} is a file; several answers need a folder")
     folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder)
     return list(_names(folder, args.recordings))
 
 
 def _names(folder: Path, recordings: Sequence[str]) -> Iterator[Path]:
     """stem.wav, stem-2.wav, … where recordings are called alike, or are there themselves."""
-    taken = {Path(recording).resolve() for recording in recordings}
+    taken = {realpath(recording) for recording in recordings}
     for recording in recordings:
         stem, number = Path(recording).stem, 1
         path = folder / f"{stem}.wav"
-        while path.resolve() in taken:
+        while realpath(path) in taken:
             number += 1
             path = folder / f"{stem}-{number}.wav"
-        taken.add(path.resolve())
+        taken.add(realpath(path))
         yield path
 
 

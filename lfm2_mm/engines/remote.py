@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
 from lfm2_mm import checkpoint, wire
+from lfm2_mm.address import checked_key, checked_url
 from lfm2_mm.errors import BadInput, ContextExceeded, LfmError, NotAvailable, UnknownCheckpoint
 from lfm2_mm.types import (
     Audio,
@@ -45,7 +45,7 @@ class Remote:
         Raises NotAvailable where no such server answers, UnknownCheckpoint for a model it lacks.
         """
         self.base_url = checked_url(base_url)
-        headers = {"authorization": f"Bearer {key}"} if key else {}
+        headers = {"authorization": f"Bearer {checked_key(key)}"} if key is not None else {}
         timeout = httpx.Timeout(SILENT_S, connect=CONNECT_S)
         # No proxy and no .netrc of the environment: what is asked goes where it was told to go.
         self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=False)
@@ -180,14 +180,6 @@ def timed(start: float, came: Sequence[float]) -> Timings:
     return Timings(came[0] - start, (len(came) - 1) / span if span > 0 else 0.0)
 
 
-def checked_url(base_url: str) -> str:
-    """Without a slash at its end. Raises BadInput for what is no http address."""
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise BadInput(f"{base_url!r} is no server's address; it is like http://127.0.0.1:7860/v1")
-    return base_url.partition("#")[0].rstrip("/")
-
-
 def open(name_or_path: str | Path, *, base_url: str | None = None, **how: Any) -> Remote:
     """A model by name at `base_url`, or by an address: `http://host:8080/v1#name`.
 
@@ -199,4 +191,5 @@ def open(name_or_path: str | Path, *, base_url: str | None = None, **how: Any) -
             raise BadInput("the engine `remote` needs --base-url, such as http://127.0.0.1:8080/v1")
         base_url, _, model = str(name).partition("#")
         name = model or None
-    return Remote(base_url, name, how.get("api_key") or checkpoint.settings().key)
+    key: str | None = how.get("api_key")
+    return Remote(base_url, name, checkpoint.settings().key if key is None else key)

@@ -56,12 +56,16 @@ def prepare(target: str, kind: str | None, output: Path, *, force: bool = False)
         raise BadInput(f"--type {kind}: {target} is written as {', '.join(module.TYPES)}")
     if output.suffix != module.SUFFIX:
         raise BadInput(f"{output}: a file for {target} ends in {module.SUFFIX}")
-    if output.exists() and not force:
+    if output.is_dir():
+        raise BadInput(f"{output} is a folder; name a file in it")
+    if os.path.lexists(output) and not force:
         raise BadInput(
             f"{output} is there already; --force replaces it once the new one is checked"
         )
     if not output.parent.is_dir():
         raise BadInput(f"{output.parent} is no folder to put {output.name} into")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise BadInput(f"no file can be written into {output.parent}: name another folder")
     require(target, *module.NEEDS)
     return str(kind)
 
@@ -81,7 +85,7 @@ def export(
     the target cannot hold.
     """
     module = _module(target)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    folder = Path(tempfile.mkdtemp(prefix=".lfm2-mm-", dir=output.parent))
     try:
         path = folder / output.name
         tell(f"writing {output.name}")

@@ -22,7 +22,7 @@ from retrieval.codecs import CODECS
 from retrieval.filters import Where as Conditions
 from retrieval.holding import Holding
 from retrieval.index import hit_of
-from retrieval.requirements import check_question
+from retrieval.requirements import check_effort, check_question, check_recall
 from retrieval.segments import best
 from retrieval.storage import Stamp
 from retrieval.stores import open_store
@@ -31,12 +31,12 @@ from retrieval.stores.seam import CandidateStore, Head, Passage
 from retrieval.stores.where import In, Where
 from retrieval.stores.writing import StoreWriter, writing
 from retrieval.types import Damage, Hit, Info, Match, Mode, Progress, Report, Source
+from retrieval.writer import Keeping
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.recall import Recall
     from retrieval.update import File
-    from retrieval.writer import Keeping
 
 FEW = 512  # passages that are all scored: fetching them costs what choosing among them would
 EFFORT = 200  # passages that are scored exactly, or
@@ -114,22 +114,6 @@ class Collection(Holding):
                     take_all(theirs, run, run.writer)
         return reported()
 
-    def delete(self, pattern: str) -> Report:
-        """As `Index.delete`: a source or a file's name, or where there is none of it, a glob."""
-        from retrieval.files import source_of
-
-        exact: Where = In("source", (pattern,))
-        with contextlib.suppress(OSError, ValueError):
-            exact = tree.Or((exact, In("name", (pattern,)), In("source", (source_of(pattern),))))
-        with self._run({}, None) as (run, reported):
-            found = self._headings(exact) or self._headings(tree.source(pattern))
-            if not found:
-                raise self._no_document(pattern)
-            for heading in found:
-                if known := run.writer.known(heading.source):
-                    run.writer.remove(known)
-        return reported()
-
     def compact(self, progress: Callable[[int, int], None] | None = None) -> Info:
         """Have the engine merge what it wrote, index all of it, and give space back."""
         with self.store.writing():
@@ -138,6 +122,7 @@ class Collection(Holding):
 
     def set_effort(self, effort: int | None) -> None:
         """Score so many passages exactly in each search; None: as many as is usual."""
+        check_effort(effort)
         with self.store.writing():
             self.store.put_head(replace(self._head(), effort=effort))
 
@@ -151,6 +136,16 @@ class Collection(Holding):
     def _tidy(self, writer: StoreWriter) -> None:
         if self.store.head():
             self.store.tidy()
+
+    def _found(self, writer: StoreWriter, pattern: str) -> Iterable[str]:
+        from retrieval.files import as_typed, source_of
+
+        meant = as_typed(pattern)
+        exact: Where = tree.Or((In("source", meant), In("name", meant)))
+        with contextlib.suppress(OSError, ValueError):
+            exact = tree.Or((exact, In("source", (source_of(pattern),))))
+        found = self._headings(exact) or self._headings(tree.source(pattern))
+        return [heading.source for heading in found]
 
     # --- searching -------------------------------------------------------------------------------
 
@@ -296,6 +291,7 @@ class Collection(Holding):
         """As `Index.recall`, against exact MaxSim with every passage of the store."""
         from retrieval.stores.measuring import measure, sample
 
+        check_recall(k, target)
         head = self._head()
         if queries is None:
             queries = sample(self.store)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from retrieval import filters
+from retrieval.files import as_typed
 
 NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)")
 WILD = re.compile(r"[*?\[]")
@@ -96,7 +97,7 @@ def _leaf(key: str, sign: str, value: str, keys: Mapping[str, bool]) -> Where:
         case "source":
             return source(value)
         case "type":
-            low = value.lower()
+            low = value.lower().removeprefix(".")
             return Or((In("kind", (low,)), _ending(low)))
         case "title":
             return Glob("title", value) if WILD.search(value) else In("title", (value,))
@@ -106,18 +107,21 @@ def _leaf(key: str, sign: str, value: str, keys: Mapping[str, bool]) -> Where:
             return _date(sign, value)
     if sign == "=":
         return In(f"meta:{key}", (value,))
-    if keys[key] and (bound := _float(value)) is not None:
+    if keys[key] and (bound := filters.number(value)) is not None:
         return Compare(f"number:{key}", sign, bound)
     return Meta(key, sign, value)
 
 
 def source(pattern: str) -> Where:
     """Documents whose source or name fits."""
+    meant = tuple(dict.fromkeys(as_typed(pattern)))
+    same = Or((In("source", meant), In("name", meant)))
     if not WILD.search(pattern):
-        return Or((In("source", (pattern,)), In("name", (pattern,))))
-    if pattern.startswith("*.") and not re.search(r"[*?\[./]", pattern[2:]):
+        return same
+    plain = re.fullmatch(r"\*\.[^*?\[./]*", pattern) and meant == (pattern,)
+    if plain:
         return In("suffix", (pattern[2:],))  # what people ask most, in every engine
-    return Or((Glob("source", pattern), Glob("name", pattern)))
+    return Or((same, *(Glob(field, one) for field in ("source", "name") for one in meant)))
 
 
 def _ending(low: str) -> Where:
@@ -186,7 +190,7 @@ def holds(leaf: Leaf, document: Described) -> bool:
     held = document.meta.get(leaf.key)
     if held is None:
         return False
-    bound, number = _float(leaf.value), number_of(held)
+    bound, number = filters.number(leaf.value), number_of(held)
     if bound is not None and number is not None:
         return _stands(number, leaf.sign, bound)
     return _stands(held, leaf.sign, leaf.value)
@@ -196,13 +200,6 @@ def _stands(one: float | str, sign: str, other: float | str) -> bool:
     if one == other:
         return "=" in sign
     return (">" in sign) == (one > other)  # type: ignore[operator]
-
-
-def _float(value: str) -> float | None:
-    try:
-        return float(value)
-    except ValueError:
-        return None
 
 
 def resolved(
