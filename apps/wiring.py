@@ -235,7 +235,9 @@ def _opened(folder: Path, encoder: Encoder | None) -> Index:
     try:
         return retrieval.open(folder, model=encoder)
     except IndexMismatch:
-        return retrieval.open(folder)
+        index = retrieval.open(folder)
+        index.info()  # one of another version cannot be served at all
+        return index
 
 
 def _is_index(folder: Path) -> bool:

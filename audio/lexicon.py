@@ -16,7 +16,7 @@ from lfm2_mm.weights import read_value
 
 FILE = "spoken_words.json"
 LONGEST = 10  # words said in one breath; a longer text is cut
-SHOWN = 12  # words named in a message
+SHOWN, SHORT = 12, 40  # words named in a message, and characters of each
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PIECE = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d|[,.?!;:…]")
 ENDS = {".": ".", "!": ".", "…": ".", "?": "?", ",": ",", ";": ",", ":": ","}
@@ -86,7 +86,8 @@ def refusal(spelled: tuple[str, ...]) -> str:
 
 def named(words: tuple[str, ...]) -> str:
     more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return ", ".join(words[:SHOWN]) + more
+    brief = [word if len(word) <= SHORT else f"{word[:SHORT]}…" for word in words[:SHOWN]]
+    return ", ".join(brief) + more
 
 
 def _letters(word: str) -> str:

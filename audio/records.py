@@ -59,6 +59,8 @@ def save_conversation(conversation: Conversation, path: str | os.PathLike[str]) 
 def load_conversation(speech: Speech, path: str | os.PathLike[str], manner: Manner) -> Conversation:
     """Go on from `save_conversation`. Raises BadInput where the file is something else, damaged,
     or of another checkpoint."""
+    if not Path(path).is_file():  # opening a pipe would wait for ever
+        raise BadInput(f"{path} is no file; {_OTHER}")
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}

@@ -8,6 +8,7 @@ or read can end a turn or take a picture's place.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -142,6 +143,8 @@ class ChatTokenizer(Speller):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointDamaged(f"{folder} has no readable tokenizer: {error}") from error
+        # Its own remark on long prompts says less than ContextExceeded does.
+        self._tokenizer.model_max_length = sys.maxsize
         self.size = len(self._tokenizer)
         self.stops = stop_ids(folder, self._tokenizer)
 

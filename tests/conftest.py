@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +49,39 @@ def refused() -> Iterator[Path]:
     REFUSED.write_text("", encoding="utf-8")
     if attempts:
         pytest.fail(f"connections beyond this machine were tried:\n{attempts}")
+
+
+Asked = Callable[..., Any]
+
+
+@pytest.fixture
+def asked(capsys: pytest.CaptureFixture[str]) -> Asked:
+    """Runs a verb with --json; returns the document. Nothing else may stand on stdout."""
+    from apps import cli
+
+    def ask(*argv: str, code: int = 0) -> Any:
+        capsys.readouterr()
+        assert cli.main([*argv, "--json"]) == code
+        return json.loads(capsys.readouterr().out)
+
+    return ask
+
+
+@pytest.fixture
+def failed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a verb that must fail with 1; returns the one line of the error."""
+    from apps import cli
+
+    def fail(*argv: str) -> str:
+        capsys.readouterr()
+        assert cli.main(list(argv)) == 1
+        shown = capsys.readouterr()
+        lines = shown.err.strip().splitlines()
+        assert shown.out == "" and len(lines) == 1 and "Traceback" not in shown.err, shown
+        assert "unexpected" not in lines[0], lines
+        return lines[0]
+
+    return fail
 
 
 @pytest.fixture(scope="session")

@@ -331,6 +331,7 @@ def test_a_history_that_is_none_is_told(
 ) -> None:
     out = str(tmp_path / "out.wav")
     assert "is no conversation" in failed("talk", question, "-o", out, "--history", question)
+    assert "is no file" in failed("talk", question, "-o", out, "--history", str(tmp_path))
 
 
 def test_a_text_beyond_the_context_is_told_with_both_lengths(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from apps.verbs.chat import FIELDS, sampling_of
 from lfm2_mm import shapes
 from lfm2_mm.types import Sampling
 from tests import tiny
+from tests.conftest import Asked
 
 VERBS = (
     "models", "doctor", "fetch", "chat", "see", "transcribe", "speak", "talk", "index", "search",
@@ -55,37 +55,6 @@ def made(files: Path, model: str, tmp_path: Path) -> str:
     index = str(tmp_path / "my.index")
     assert cli.main(["index", str(files), "--index", index, "--model", model, "--json"]) == 0
     return index
-
-
-Asked = Callable[..., Any]
-
-
-@pytest.fixture
-def asked(capsys: pytest.CaptureFixture[str]) -> Asked:
-    """Runs a verb with --json; returns the document. Nothing else may stand on stdout."""
-
-    def ask(*argv: str, code: int = 0) -> Any:
-        capsys.readouterr()
-        assert cli.main([*argv, "--json"]) == code
-        return json.loads(capsys.readouterr().out)
-
-    return ask
-
-
-@pytest.fixture
-def failed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a verb that must fail with 1; returns the one line of the error."""
-
-    def fail(*argv: str) -> str:
-        capsys.readouterr()
-        assert cli.main(list(argv)) == 1
-        shown = capsys.readouterr()
-        lines = shown.err.strip().splitlines()
-        assert shown.out == "" and len(lines) == 1 and "Traceback" not in shown.err, shown
-        assert "unexpected" not in lines[0], lines
-        return lines[0]
-
-    return fail
 
 
 def start(*argv: str, **more: Any) -> subprocess.Popen[str]:
@@ -141,6 +110,13 @@ def test_every_verb_has_help_and_the_common_flags(capsys: pytest.CaptureFixture[
         ("check --index i --recall --keep", "--target"),
         ("check --index i --recall --target 2", "to 1"),
         ("index --index i", "PATH"),
+        ("index x --index=", "nothing is in it"),
+        ("search x --index i --model=", "nothing is in it"),
+        ("search caf\udce9 --index i", "not UTF-8"),
+        ("serve --host=", "nothing is in it"),
+        ("serve --index=", "nothing is in it"),
+        ("serve --cors https://example.org/", "no slash"),
+        ("talk a.wav -o b.wav --history=", "nothing is in it"),
         ("chat hi --max-tokens 0", "from 1"),
         ("chat hi --temperature -1", "from 0"),
         ("chat hi --temperature nan", "from 0"),
@@ -379,82 +355,6 @@ def test_flags_override_the_advice_and_greedy_drops_it() -> None:
     assert sampling_of(given(temperature=0.0, repetition_penalty=1.2), advice) == Sampling(
         temperature=0.0, max_tokens=99, repetition_penalty=1.2
     )
-
-
-# ---- bad input ------------------------------------------------------------------------------
-
-
-def test_what_cannot_be_done_is_told_in_one_line(
-    made: str, files: Path, model: str, tmp_path: Path, failed: Callable[..., str]
-) -> None:
-    new = str(tmp_path / "new.index")
-    (tmp_path / "none").mkdir()
-    assert "missing.txt" in failed("index", str(tmp_path / "missing.txt"), "--index", new)
-    assert failed("index", str(tmp_path / "none"), "--index", new, "--model", model)
-    assert failed("index", str(files / "empty.txt"), "--index", new, "--model", model)
-    assert "none.index" in failed("search", "x", "--index", str(tmp_path / "none.index"))
-    for verb in ("info", "check", "check --recall", "repair", "compact", "delete --source x"):
-        assert "none.index" in failed(*verb.split(), "--index", str(tmp_path / "none.index"))
-    assert failed("delete", "--index", made, "--source", "nothing-like-it")
-    assert failed("search", "x", "--index", made, "--model", "nano-colbet")
-    assert "LFM2-350M" in failed("fetch", "LFM2-35M")
-    assert "offline" in failed("fetch", "LFM2-350M", "--offline")
-    assert failed("evaluate", str(tmp_path / "none"), "--mode", "lexical")
-
-
-def test_an_index_from_a_newer_version_is_refused(made: str, failed: Callable[..., str]) -> None:
-    changed = 0
-    for manifest in Path(made).glob("*.json"):
-        record = json.loads(manifest.read_text())
-        if "version" in record:
-            manifest.write_text(json.dumps({**record, "version": 9999}))
-            changed += 1
-    assert changed, "no manifest with a version was found"
-    for verb in ("info", "check", "repair", "compact", "search x", "delete --source x"):
-        assert "9999" in failed(*verb.split(), "--index", made)
-
-
-def test_another_model_is_refused(
-    made: str, failed: Callable[..., str], tmp_path: Path, files: Path
-) -> None:
-    other = str(tiny.colbert_folder(tmp_path / "other", seed=1))
-    assert failed("search", "refund", "--index", made, "--model", other)
-    assert failed("index", str(files), "--index", made, "--model", other)
-
-
-def test_names_that_are_hostile_do_no_harm(
-    tmp_path: Path, model: str, asked: Asked, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "names"
-    folder.mkdir()
-    names = [b"new\nline.txt", b"esc\x1b[31m.txt", b"latin-\xe9.txt"]
-    for name in names:
-        (folder / os.fsdecode(name)).write_text("the lazy dog sleeps")
-    index = str(tmp_path / "names.index")
-    assert asked("index", str(folder), "--index", index, "--model", model)["added"] == 3
-    assert len(asked("search", "dog", "--index", index, "--mode", "lexical")["hits"]) == 3
-    assert cli.main(["search", "dog", "--index", index, "--mode", "lexical"]) == 0
-    shown = capsys.readouterr().out
-    assert "\x1b" not in shown and len(shown.splitlines()) == 6  # two lines a hit
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device", "a\nb"), "a b; free some space"),
-        (PermissionError(errno.EACCES, "Permission denied", "x"), "Permission denied: x"),
-        (MemoryError(), "out of memory"),
-        (ZeroDivisionError("division by zero"), "--debug"),
-    ],
-)
-def test_errors_of_the_machine_and_bugs_are_one_line(error: Exception, told: str) -> None:
-    line = cli.told(error)
-    assert told in line and "\n" not in line
-
-
-def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info", "--index", str(tmp_path / "none"), "--debug"]) == 1
-    assert "Traceback" in capsys.readouterr().err
 
 
 # ---- processes ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lfm2_mm.errors import BadInput
+from retrieval import evaluation
 from retrieval.evaluation import evaluate, measure
 from retrieval.types import MODES
 from tests.words_encoder import WordsEncoder
@@ -117,6 +118,9 @@ def test_compressed_files_and_the_qrels_folder(folder: Path, suffix: str) -> Non
         ("corpus.jsonl", '{"_id": "1", "text": 3}\n', "line 1: 'text' must be a text"),
         ("corpus.jsonl", '{"_id":"1","text":"a"}\n' * 2, "line 2: a second document"),
         ("corpus.jsonl", "", "no document"),
+        ("corpus.jsonl", "[" * 100_000, "line 1: not JSON"),
+        ("corpus.jsonl", f'{{"_id": "1", "text": "{"a" * 999}"}}', "line 1: longer than"),
+        ("qrels.tsv", "a\t1\t1\n" + "x" * 1000, r"qrels\.tsv, line 2: longer than"),
         ("queries.jsonl", '{"_id": "z", "text": "a"}\n', "no query"),
         ("qrels.tsv", "query-id\tcorpus-id\tscore\na\t1\n", r"qrels\.tsv, line 2: expected"),
         ("qrels.tsv", "query-id\tcorpus-id\tscore\na\t1\thigh\n", r"qrels\.tsv, line 2: expected"),
@@ -124,7 +128,11 @@ def test_compressed_files_and_the_qrels_folder(folder: Path, suffix: str) -> Non
         ("qrels.tsv", "query-id\tcorpus-id\tscore\n", "no judgement"),
     ],
 )
-def test_malformed_files_are_told_with_their_line(folder, name, content, message) -> None:
+def test_malformed_files_are_told_with_their_line(
+    folder, name, content, message, monkeypatch
+) -> None:
+    if "longer" in message:
+        monkeypatch.setattr(evaluation, "LONGEST", 900)
     (folder / name).write_text(content)
     with pytest.raises(BadInput, match=message):
         evaluate(folder, model=WordsEncoder(), mode="lexical")

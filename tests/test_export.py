@@ -144,6 +144,11 @@ def test_what_stands_against_it_is_told_before_a_weight_is_read(
         prepare("onnx", "q4_0", tmp_path / "new.onnx")
     with pytest.raises(BadInput, match="no folder"):
         prepare("onnx", None, tmp_path / "nowhere" / "new.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(BadInput, match="is a folder"):
+        prepare("onnx", None, tmp_path / "folder.onnx", force=True)
+    with pytest.raises(BadInput, match="not UTF-8"):
+        prepare("onnx", None, tmp_path / "caf\udce9.onnx")
     with pytest.raises(BadInput, match="known are gguf, onnx"):
         prepare("coreml", None, tmp_path / "new.onnx")
     monkeypatch.setattr("lfm2_mm.extras.find_spec", lambda name: None)

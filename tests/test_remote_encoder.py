@@ -126,6 +126,31 @@ class Pooling(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.parametrize("body", [b"hello", b"", b"null", b"[]", b"{}", b'{"data": [3]}', b"\xff"])
+def test_a_server_that_answers_something_else_is_told(local: Lfm2Encoder, body: bytes) -> None:
+    class Other(BaseHTTPRequestHandler):
+        log_message = Pooling.log_message
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST  # noqa: N815
+
+    with HTTPServer(("127.0.0.1", 0), Other) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(BadInput, match="no JSON|no vectors|gave vectors"):
+                RemoteEncoder(local, f"http://127.0.0.1:{http.server_port}")
+        finally:
+            http.shutdown()
+            thread.join()
+
+
 def test_the_pooling_form_is_understood(local: Lfm2Encoder) -> None:
     Pooling.encoder = local
     with HTTPServer(("127.0.0.1", 0), Pooling) as http:

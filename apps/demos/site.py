@@ -143,6 +143,7 @@ def free_port(host: str, port: int) -> int:
     """`port` if it can be bound, any free one for 0. Raises BadInput with the reason."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        host.encode("idna")  # as the system will, but with one kind of error
         with socket.create_server((host, port), family=family) as server:
             return int(server.getsockname()[1])
     except (OSError, UnicodeError) as error:  # a name that can be none is not even looked up

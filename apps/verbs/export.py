@@ -24,7 +24,6 @@ def export(args: Namespace, screen: Screen) -> int:
 
     output = Path(args.output).expanduser()
     kind = exports.prepare(args.to, args.type, output, force=args.force)
-    screen.say(f"opening {plain(args.name)}")
     source = wiring.open_source(args)
     report = exports.export(source, args.to, kind, output, context=args.context, tell=screen.say)
     record = {

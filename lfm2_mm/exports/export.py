@@ -56,6 +56,12 @@ def prepare(target: str, kind: str | None, output: Path, *, force: bool = False)
         raise BadInput(f"--type {kind}: {target} is written as {', '.join(module.TYPES)}")
     if output.suffix != module.SUFFIX:
         raise BadInput(f"{output}: a file for {target} ends in {module.SUFFIX}")
+    try:
+        str(output.absolute()).encode()
+    except UnicodeEncodeError:
+        raise BadInput(
+            f"{str(output)!r} is not UTF-8, and the runtimes open no such file"
+        ) from None
     if output.is_dir():
         raise BadInput(f"{output} is a folder; name a file in it")
     if os.path.lexists(output) and not force:
