@@ -259,7 +259,8 @@ def open_source(args: Namespace) -> Source:
     """The checkpoint `name` in float, to be exported. Raises BadInput for what no target takes."""
     from lfm2_mm import checkpoint, registry
     from lfm2_mm.exports import source
-    from retrieval import exporting
+    from retrieval import exporting as colbert
+    from vision import exporting as vision
 
     folder = checkpoint.locate(args.name, offline=args.offline)
     name = registry.find(args.name).name if registry.knows(args.name) else folder.name
@@ -269,8 +270,8 @@ def open_source(args: Namespace) -> Source:
             f"{name} is a speech checkpoint: its encoder, depth transformer and codec have no "
             "place in these files; exported are text, vision and colbert ones"
         )
-    module = exporting if kind == "colbert" else source
-    return module.open_source(folder, name, args.dtype)
+    opener = {"colbert": colbert.open_source, "vision": vision.open_source}
+    return opener.get(kind, source.open_source)(folder, name, args.dtype)
 
 
 def by_kind(names: Sequence[str]) -> dict[Kind, str]:

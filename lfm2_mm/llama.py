@@ -39,8 +39,11 @@ class Llama:
         vectors: bool = False,
         threads: int | None = None,
         mmproj: Path | None = None,
+        image_tokens: tuple[int, int] | None = None,
     ) -> None:
         """vectors: one vector a token instead of text; `batch` is then the longest input.
+        mmproj: the file that sees pictures. image_tokens: fewest and most of one that is not cut.
+        Flash attention is off with it: its sums in 16 bits are too coarse for a thousand patches.
 
         Raises MissingExtra, CheckpointDamaged where llama.cpp refuses the file.
         """
@@ -64,6 +67,10 @@ class Llama:
             params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
         if mmproj is not None:
             params.mmproj.path = str(mmproj)
+            off = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            params.flash_attn_type = off
+        if image_tokens is not None:
+            params.image_min_tokens, params.image_max_tokens = image_tokens
         try:
             with _signals_kept(), _quiet():
                 self._server = xllamacpp.Server(params)
@@ -102,6 +109,11 @@ class Llama:
         self._client.close()
         with _quiet():
             self._server = None
+
+
+def mmproj_of(path: Path) -> Path:
+    """Where the part of a checkpoint that sees lies beside its language model."""
+    return path.with_name(f"mmproj-{path.name}")
 
 
 def require_gguf(path: Path) -> None:

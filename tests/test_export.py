@@ -20,7 +20,7 @@ from lfm2_mm.exports.export import Report, export, prepare
 from lfm2_mm.exports.source import Source, open_source
 from lfm2_mm.exports.to_gguf import PIECES
 from retrieval import exporting
-from tests import tiny
+from tests import tiny, tiny_vision
 
 ROOT = Path(__file__).parent.parent
 SUFFIX = {"gguf": ".gguf", "onnx": ".onnx", "openvino": ".xml", "executorch": ".pte"}
@@ -158,19 +158,21 @@ def test_what_stands_against_it_is_told_before_a_weight_is_read(
     assert (tmp_path / "here.onnx").read_text() == "kept"
 
 
-def test_a_vision_checkpoint_says_what_is_left_out_and_a_speech_one_is_refused(
+def test_a_graph_of_a_vision_checkpoint_says_what_is_left_out_and_a_speech_one_is_refused(
     capsys, tmp_path: Path
 ) -> None:
-    need("gguf")
-    output = tmp_path / "vl.gguf"
-    assert main(["export", "nano-vl", "--to", "gguf", "-o", str(output), "--json"]) == 0
+    need("onnx")
+    folder = tiny_vision.vl_folder(tmp_path / "vl", **FEW)
+    output = tmp_path / "vl.onnx"
+    assert main(["export", str(folder), "--to", "onnx", "-o", str(output), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert "sees no pictures" in record["remarks"][0] and record["ok"]
+    assert record["mmproj"] is None
     (tmp_path / "speech").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "speech" / name).write_text('{"depthformer": {}}')
-    arguments = ["export", str(tmp_path / "speech"), "--to", "gguf"]
-    assert main([*arguments, "-o", str(tmp_path / "s.gguf")]) == 1
+    arguments = ["export", str(tmp_path / "speech"), "--to", "onnx"]
+    assert main([*arguments, "-o", str(tmp_path / "s.onnx")]) == 1
     assert "speech checkpoint" in capsys.readouterr().err
 
 

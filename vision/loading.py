@@ -174,16 +174,21 @@ def _fill(model: VisionModel, name: str, tensor: Tensor, choice: Choice) -> None
         setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
 
 
-def published_tensors(backbone: Backbone, vision: VisionModel) -> dict[str, Tensor]:
-    """A whole checkpoint's float weights under the published names."""
+def part_tensors(vision: VisionModel) -> Iterator[tuple[str, Tensor]]:
+    """Float weights of tower and projector by key as in `layout`; views, no copies."""
     if any(isinstance(module, Int8Linear) for module in vision.modules()):
         raise ValueError("an int8 tower has no weights to save; open it with dtype='fp32'")
     ours = dict(vision.named_parameters())
-    out: dict[str, Tensor] = {}
     for name, parts in layout(vision.config).items():
-        for part, piece in zip(parts, ours[name].detach().chunk(len(parts)), strict=True):
-            start, _, rest = part.partition(".")
-            out[{"tower": TOWER, "projector": PROJECTOR}[start] + rest] = piece.contiguous()
+        yield from zip(parts, ours[name].detach().chunk(len(parts)), strict=True)
+
+
+def published_tensors(backbone: Backbone, vision: VisionModel) -> dict[str, Tensor]:
+    """A whole checkpoint's float weights under the published names."""
+    out: dict[str, Tensor] = {}
+    for part, tensor in part_tensors(vision):
+        start, _, rest = part.partition(".")
+        out[{"tower": TOWER, "projector": PROJECTOR}[start] + rest] = tensor.contiguous()
     for name, tensor in backbone.state_tensors().items():
         out[name if name == HEAD else TEXT + name] = tensor
     return out

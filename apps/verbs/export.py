@@ -29,6 +29,7 @@ def export(args: Namespace, screen: Screen) -> int:
     record = {
         **asdict(report),
         "path": str(report.path),
+        "mmproj": report.mmproj and str(report.mmproj),
         "ok": report.ok,
         "tokens_per_s": {"ours": report.ours, "theirs": report.theirs},
     }
@@ -60,7 +61,8 @@ def lines_of(report: Report) -> Iterator[str]:
     )
     yield from report.remarks
     verdict = "agrees" if report.ok else "DISAGREES beyond what is allowed, kept to be looked at"
-    yield f"{plain(str(report.path))}: {size(report.bytes)}, {report.type}, {verdict}"
+    both = str(report.path) + (f" and {report.mmproj.name}" if report.mmproj else "")
+    yield f"{plain(both)}: {size(report.bytes)}, {report.type}, {verdict}"
 
 
 def yes(value: bool) -> str:

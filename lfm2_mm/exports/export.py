@@ -18,8 +18,10 @@ from typing import Any
 from lfm2_mm.errors import BadInput
 from lfm2_mm.exports import checks
 from lfm2_mm.exports.checks import Check, Limits
+from lfm2_mm.exports.sight import check_pictures
 from lfm2_mm.exports.source import Source
 from lfm2_mm.extras import require
+from lfm2_mm.llama import mmproj_of
 
 TARGETS = ("gguf", "onnx", "executorch", "openvino")
 CONTEXT = 2048  # positions of caches that cannot grow
@@ -42,6 +44,7 @@ class Report:
     remarks: tuple[str, ...]
     ours: float
     theirs: float
+    mmproj: Path | None = None  # of a vision checkpoint for llama.cpp: the file that sees
 
     @property
     def ok(self) -> bool:
@@ -62,12 +65,13 @@ def prepare(target: str, kind: str | None, output: Path, *, force: bool = False)
         raise BadInput(
             f"{str(output)!r} is not UTF-8, and the runtimes open no such file"
         ) from None
-    if output.is_dir():
-        raise BadInput(f"{output} is a folder; name a file in it")
-    if os.path.lexists(output) and not force:
-        raise BadInput(
-            f"{output} is there already; --force replaces it once the new one is checked"
-        )
+    for file in (output, mmproj_of(output)) if target == "gguf" else (output,):
+        if file.is_dir():
+            raise BadInput(f"{file} is a folder; name a file in it")
+        if os.path.lexists(file) and not force:
+            raise BadInput(
+                f"{file} is there already; --force replaces it once the new one is checked"
+            )
     if not output.parent.is_dir():
         raise BadInput(f"{output.parent} is no folder to put {output.name} into")
     if not os.access(output.parent, os.W_OK | os.X_OK):
@@ -91,6 +95,8 @@ def export(
     the target cannot hold.
     """
     module = _module(target)
+    if target != "gguf":  # graphs hold language models
+        source = replace(source, sight=None)
     folder = Path(tempfile.mkdtemp(prefix=".lfm2-mm-", dir=output.parent))
     try:
         path = folder / output.name
@@ -107,9 +113,12 @@ def export(
         finally:
             runner.close()
         judged_as = "logits" if source.kind == "chat" else "vectors"
+        sight = source.sight
+        of_sight = sight.remarks if sight else filter(None, [source.left_out])
         report = Report(
             output, size, target, kind, runner.runtime, runner.reads, judged_as, found, limits,
-            (*filter(None, [source.left_out]), *remarks, *runner.remarks), ours, theirs,
+            (*of_sight, *remarks, *runner.remarks), ours, theirs,
+            mmproj_of(output) if sight else None,
         )  # fmt: skip
         return place(report, files)
     finally:
@@ -118,7 +127,12 @@ def export(
 
 def run(source: Source, rounded: Source, runner: Any, limits: Limits) -> tuple[Check, ...]:
     check = checks.check_reader if source.kind == "chat" else checks.check_vectors
-    return tuple(check(source, rounded, runner, limits))
+    found = tuple(check(source, rounded, runner, limits))
+    if source.sight is None:
+        return found
+    assert rounded.sight is not None
+    judge = (rounded.sight, rounded.backbone)
+    return found + tuple(check_pictures(source.sight, source.backbone, judge, runner, limits))
 
 
 def speeds(source: Source, runner: Any) -> tuple[float, float]:
@@ -137,8 +151,11 @@ def place(report: Report, files: list[Path]) -> Report:
     behind = "" if report.ok else FAILED
     for file in files:
         os.replace(file, report.path.with_name(file.name + behind))
-    path = report.path.with_name(report.path.name + behind)
-    return replace(report, path=path)
+
+    def named(path: Path) -> Path:
+        return path.with_name(path.name + behind)
+
+    return replace(report, path=named(report.path), mmproj=report.mmproj and named(report.mmproj))
 
 
 def _module(target: str) -> Any:

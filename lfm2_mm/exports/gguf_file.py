@@ -110,20 +110,13 @@ def write_gguf(
     require_runnable(config)
     plans = plan(config, kind, projection)
     given = tensor if projection is None else lambda key: projection if not key else tensor(key)
-    writer = open_writer(path, config, name, kind)
+    writer = typed_writer(path, "lfm2moe" if config.experts else "lfm2", name, kind)
     try:
         add_sizes(writer, config)
         if projection is not None:
             add_projection(writer, projection, bidirectional)
         vocabulary.add_to(writer)
-        for one in plans:
-            writer.add_tensor_info(one.name, one.shape, np.dtype("f4"), nbytes(one), one.kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for one in plans:
-            with _short_writes_told(path):
-                writer.write_tensor_data(one.bytes_of(given))
+        write_tensors(writer, path, plans, given)
     finally:
         writer.close()
     return remarks(plans, kind)
@@ -140,15 +133,29 @@ def _short_writes_told(path: Path) -> Iterator[None]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
-def open_writer(path: Path, config: BackboneConfig, name: str, kind: str) -> GGUFWriter:
+def typed_writer(path: Path, architecture: str, name: str, kind: str) -> GGUFWriter:
     """A writer with what the file says of itself."""
     import gguf
 
-    writer = gguf.GGUFWriter(path, "lfm2moe" if config.experts else "lfm2")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(name)
     writer.add_file_type(FILE_TYPES[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     return writer
+
+
+def write_tensors(
+    writer: GGUFWriter, path: Path, plans: list[Planned], tensor: Callable[[str], Tensor]
+) -> None:
+    """What `writer` was told, and the tensors, one in memory at a time."""
+    for one in plans:
+        writer.add_tensor_info(one.name, one.shape, np.dtype("f4"), nbytes(one), one.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for one in plans:
+        with _short_writes_told(path):
+            writer.write_tensor_data(one.bytes_of(tensor))
 
 
 def require_runnable(config: BackboneConfig) -> None:

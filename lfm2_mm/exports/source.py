@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,12 @@ from lfm2_mm.loading import published_tensors
 from lfm2_mm.state import State
 from lfm2_mm.weights import read_json
 
+if TYPE_CHECKING:
+    from lfm2_mm.exports.sight import Sight
+
 BLIND = (
-    "the language model alone: its vision tower and projector (llama.cpp's mmproj file) are not "
-    "exported, so the file answers text and sees no pictures"
+    "the language model alone: its vision tower and projector are not exported, so the file "
+    "answers text and sees no pictures"
 )
 
 
@@ -33,7 +36,8 @@ class Source:
     backbone: Backbone = field(repr=False)
     encode: Callable[[str], list[int]]  # ids as the checkpoint reads a text
     head: nn.Module | None = None  # (…, hidden) -> (…, dim), before vectors get length 1
-    left_out: str = ""  # what of the checkpoint is not exported, for a person
+    left_out: str = ""  # what of the checkpoint has no place beside a language model, for a person
+    sight: Sight | None = None  # that, where llama.cpp takes it in a file of its own
 
     @property
     def config(self) -> BackboneConfig:

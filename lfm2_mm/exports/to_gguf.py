@@ -15,15 +15,19 @@ from lfm2_mm.device import choose
 from lfm2_mm.errors import BadInput
 from lfm2_mm.exports.checks import TEXTS, Limits, Row
 from lfm2_mm.exports.gguf_file import TYPES, plan, write_gguf
+from lfm2_mm.exports.mmproj_file import type_beside, write_mmproj
 from lfm2_mm.exports.source import Source, read_tokenizer
 from lfm2_mm.exports.vocabulary import read_vocabulary
-from lfm2_mm.llama import Llama
+from lfm2_mm.llama import Llama, mmproj_of
 from lfm2_mm.loading import build
+from lfm2_mm.types import Message
 from lfm2_mm.weights import read_json
+from lfm2_mm.wire import write_message
 
 __all__ = ["DEFAULT", "NEEDS", "SUFFIX", "TYPES", "limits", "open_runner", "rounded", "write"]
 
 SUFFIX, DEFAULT = ".gguf", "f16"
+SEEING = 4096  # positions: a picture of ten tiles has some 2,800
 NEEDS = ("gguf", "xllamacpp")
 PIECES = (  # how llama.cpp splits text for the family: Llama 3's expression
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -42,6 +46,12 @@ IN_BLOCKS = Limits(1.0, 0.2, 0.5, exact=False)
 def write(source: Source, path: Path, kind: str, context: int) -> list[str]:
     """Write `source` as `kind`; returns remarks."""
     config = source.config
+    if source.sight is not None:
+        sight = source.sight
+        write_mmproj(
+            mmproj_of(path), sight.sizes, config.hidden_size, sight.tensors, type_beside(kind),
+            source.name,
+        )  # fmt: skip
     vocabulary = read_vocabulary(
         source.folder, config.vocab_size, config.bos_token_id, config.eos_token_id,
         config.pad_token_id,
@@ -66,7 +76,8 @@ def rounded(source: Source, kind: str) -> Source:
         source.config, pairs, choose("cpu", "fp32"),
         bidirectional=source.backbone.bidirectional, head=source.head is None,
     )  # fmt: skip
-    return replace(source, backbone=backbone)
+    sight = source.sight and source.sight.rounded(type_beside(kind))
+    return replace(source, backbone=backbone, sight=sight)
 
 
 def open_runner(source: Source, path: Path) -> InLlama:
@@ -90,6 +101,12 @@ class InLlama:
         self.size = source.config.vocab_size
         self.seen: list[int] = []
         self.forced = self._forced(source)
+        self.seeing = None
+        if source.sight is not None:
+            self.seeing = Llama(
+                path, context=SEEING, threads=torch.get_num_threads(),
+                mmproj=mmproj_of(path), image_tokens=source.sight.tokens,
+            )  # fmt: skip
         equal = [self._same_text(text) for text in TEXTS]
         self.remarks: list[str] = []
         self.reads = "text"
@@ -120,10 +137,25 @@ class InLlama:
         )
         if answer["timings"]["prompt_n"] != len(ids):
             raise BadInput(f"llama.cpp read {answer['timings']['prompt_n']} ids, not {len(ids)}")
-        told = answer["completion_probabilities"][0]["top_logprobs"]
-        logits = np.full(self.size, np.nan)
-        logits[[one["id"] for one in told]] = [one["logprob"] for one in told]
-        return logits
+        return self._logits(answer["completion_probabilities"][0]["top_logprobs"])
+
+    def see(self, messages: Sequence[Message]) -> tuple[int, np.ndarray]:
+        """Tokens of the prompt, and log-probabilities (vocabulary,) after it, as anyone asks."""
+        assert self.seeing is not None
+        answer = self.seeing.post(
+            "/v1/chat/completions",
+            {
+                "messages": [write_message(message) for message in messages],
+                "max_tokens": 1,
+                "logprobs": True,
+                "top_logprobs": self.size,
+                "samplers": [],
+                "logit_bias": [[self.forced, 1e6]],
+                "cache_prompt": False,
+            },
+        )
+        told = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        return answer["usage"]["prompt_tokens"], self._logits(told)
 
     def vectors(self, rows: Sequence[Row]) -> list[np.ndarray]:
         answer = self.llama.post("/embeddings", {"input": [list(row.ids) for row in rows]})
@@ -145,6 +177,13 @@ class InLlama:
 
     def close(self) -> None:
         self.llama.close()
+        if self.seeing is not None:
+            self.seeing.close()
+
+    def _logits(self, told: Sequence[dict[str, Any]]) -> np.ndarray:
+        logits = np.full(self.size, np.nan)
+        logits[[one["id"] for one in told]] = [one["logprob"] for one in told]
+        return logits
 
     def _same_text(self, text: str) -> bool:
         ours = self.tokenizer.encode(text, add_special_tokens=False).ids
