@@ -19,6 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from lfm2_mm.address import checked_url
 from lfm2_mm.errors import CheckpointDamaged, LfmError, NotAvailable, UnknownCheckpoint
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "LICENSE*")  # never .bin, .pt, .py
+LIKE = "https://hub.example"  # an HF_ENDPOINT, for messages
 ANSWER_S = 5.0  # a hub that says nothing for so long is taken as not there
 ATTEMPTS = 4  # at one file, when the connection breaks
 
@@ -85,7 +87,8 @@ class Hub:
         """Download `repo`; a download that broke off goes on where it stopped.
 
         Raises NotAvailable when the hub does not answer or the disk is too small, UnknownCheckpoint
-        when it has no such repository, CheckpointDamaged when bytes do not have their SHA-256.
+        when it has no such repository, CheckpointDamaged when bytes do not have their SHA-256,
+        BadInput when the endpoint is no address.
         """
         info = self._info(repo)
         files = [f for f in info.siblings or [] if any(fnmatch(f.rfilename, p) for p in WANTED)]
@@ -105,6 +108,8 @@ class Hub:
         return snapshot
 
     def _info(self, repo: str) -> ModelInfo:
+        if self.endpoint is not None:  # before the hub's own library reads it, as it is imported
+            checked_url(self.endpoint, LIKE)
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=self.endpoint)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from lfm2_mm.errors import BadInput
 from retrieval import index as indexes
 from retrieval.fusion import Fusion
+from retrieval.requirements import check_by_meaning
 from retrieval.stores.collection import Collection, open_collection
 from retrieval.types import MODES, Mode
 
@@ -83,6 +84,8 @@ def evaluate(
     mode = mode or ("colbert" if store else "hybrid")
     if mode not in MODES:
         raise BadInput(f"no search mode {mode!r}; known: {', '.join(MODES)}")
+    if store:
+        check_by_meaning(store, mode)
     qrels = read_qrels(folder)
     queries = read_queries(folder, qrels)
     with contextlib.ExitStack() as stack:

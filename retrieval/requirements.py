@@ -27,6 +27,15 @@ def check_question(query: str, k: int, mode: str) -> None:
         raise BadInput("the query is empty: say what to look for")
 
 
+def check_by_meaning(address: str, mode: str) -> None:
+    """Raise BadInput for a search that no store answers."""
+    if mode != "colbert":
+        raise BadInput(
+            f"{address} is searched by meaning (mode colbert), not {mode}: words are looked up in "
+            "an index folder only (`lfm2-mm copy` makes one)"
+        )
+
+
 def check_recall(k: int, target: float | None) -> None:
     """Raise BadInput for a recall that cannot be measured or reached."""
     if k < 1:

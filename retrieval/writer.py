@@ -352,13 +352,11 @@ def _successor(old: Manifest, new: Sequence[NewDocument], gone: Sequence[Known])
 
 
 @contextlib.contextmanager
-def disk_told(folder: Path) -> Iterator[None]:
+def disk_told(place: Path | str) -> Iterator[None]:
     """Turns errors of the disk into LfmError that says what is left."""
     try:
         yield
     except OSError as error:
         why = error.strerror or str(error)
-        told = (
-            f"cannot write to {folder}: {why}; what was published stays, and the next run goes on"
-        )
+        told = f"cannot write to {place}: {why}; what was published stays, and the next run goes on"
         raise LfmError(told) from error

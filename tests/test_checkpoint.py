@@ -382,6 +382,23 @@ def test_a_hub_that_says_nothing_is_given_up_within_seconds(
         assert time.monotonic() - started < 5
 
 
+@pytest.mark.parametrize("endpoint", ["http://[bad", "nonsense", "ftp://x", "http://h:99999"])
+def test_an_endpoint_that_is_no_address_is_told(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with pytest.raises(BadInput, match="is no server's address"):
+        checkpoint.fetch("LFM2-350M")
+
+
+def test_a_gigabyte_of_zeros_is_no_configuration(folder: Path) -> None:
+    with (folder / "config.json").open("wb") as file:
+        file.truncate(1 << 30)  # takes no room on the disk
+    with pytest.raises(CheckpointDamaged, match="more than 64 MiB"):
+        weights.read_json(folder / "config.json")
+
+
 def test_a_closed_door_is_told(monkeypatch: pytest.MonkeyPatch, remote: Repository) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(NotAvailable, match="refused"):

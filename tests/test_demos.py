@@ -174,6 +174,7 @@ def test_a_collection_answers_on_the_page_while_another_is_being_built(
         page.wait_for_function("document.querySelectorAll('#documents li').length == 20")
         busy.start()
         while "so far" not in busy.preparing:
+            assert busy._worker.is_alive(), busy.preparing
             time.sleep(0.01)
         for query in ("bread passage", "passage of bread"):
             ask(visit, query)
@@ -198,6 +199,7 @@ def test_thousands_of_passages_answer_while_another_index_is_being_built(busy: S
     assert busy.contents(UPLOADS)[1].chunks > 2000
     busy.start()
     while "so far" not in busy.preparing:
+        assert busy._worker.is_alive(), busy.preparing
         time.sleep(0.01)
     for mode in MODES:
         assert len(busy.search(UPLOADS, "bread passage", 10, mode)) == 10

@@ -451,6 +451,34 @@ def test_addresses() -> None:
             stores.open_store(address)
 
 
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("lancedb:s3://", "bucket"), ("lancedb:nope://x", "scheme"),
+        ("qdrant:http://h:99999", "it is like qdrant:http://"), ("qdrant:http://[bad", "is like"),
+    ],
+)  # fmt: skip
+def test_a_place_that_is_none_is_told(address: str, told: str) -> None:
+    if not find_spec("lancedb" if address.startswith("lancedb") else "qdrant_client"):
+        pytest.skip("not installed")
+    with pytest.raises(LfmError, match=told):
+        stores.open_store(address)
+
+
+def test_a_damaged_table_is_told(tmp_path: Path) -> None:
+    """LanceDB names the file; nothing of it is served."""
+    pytest.importorskip("lancedb")
+    address = f"lancedb:{tmp_path / 'store'}"
+    with open_collection(address, model=WordsEncoder(), create=True) as collection:
+        collection.add_texts(texts(4))
+    for path in (tmp_path / "store" / "passages.lance" / "data").iterdir():
+        os.truncate(path, path.stat().st_size // 2)
+    with open_collection(address, model=WordsEncoder()) as collection:
+        for ask in (lambda: collection.search("word1"), collection.check, collection.sources):
+            with pytest.raises(LfmError, match="cannot be used"):
+                ask()
+
+
 def test_what_is_not_installed_or_not_there_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,8 +493,13 @@ def test_what_is_not_installed_or_not_there_is_told(
         if find_spec(needs):
             with pytest.raises(IndexMissing, match="makes one"):
                 stores.open_store(f"{engine}:{tmp_path / 'none'}")
-            with pytest.raises(BadInput, match=r"new"):
-                stores.open_store(f"{engine}:{tmp_path / 'a'}", create=True)
+            for place in ("a", "a/x.txt"):
+                with pytest.raises(BadInput, match=r"new"):
+                    stores.open_store(f"{engine}:{tmp_path / place}", create=True)
+            with pytest.raises(LfmError, match="cannot write to"):
+                open_collection(
+                    f"{engine}:{tmp_path / 'a/x.txt/deep'}", model=WordsEncoder(), create=True
+                ).add_texts(texts(1))
 
 
 def test_a_shard_that_another_process_has_open_is_busy(tmp_path: Path) -> None:

@@ -78,6 +78,9 @@ def test_evaluation_through_a_store(
     (beir / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\tb\t1\n")
     found = said(capsys, "evaluate", str(beir), "--store", store)
     assert (found["ndcg@10"], found["documents"]) == (1.0, 3)
+    new = tmp_path / "new"
+    assert cli.main(["evaluate", str(beir), "--store", f"lancedb:{new}", "--mode", "lexical"]) == 1
+    assert "by meaning" in capsys.readouterr().err and not new.exists()
 
 
 def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from retrieval.codecs import CODECS
 from retrieval.filters import Where as Conditions
 from retrieval.holding import Holding
 from retrieval.index import hit_of
-from retrieval.requirements import check_effort, check_question, check_recall
+from retrieval.requirements import check_by_meaning, check_effort, check_question, check_recall
 from retrieval.segments import best
 from retrieval.storage import Stamp
 from retrieval.stores import open_store
@@ -186,11 +186,7 @@ class Collection(Holding):
 
     def _check(self, query: str, k: int, mode: str) -> None:
         check_question(query, k, mode)
-        if mode != "colbert":
-            raise BadInput(
-                f"{self.store.address} is searched by meaning (mode colbert), not {mode}: words "
-                "are looked up in an index folder only (`lfm2-mm copy` makes one)"
-            )
+        check_by_meaning(self.store.address, mode)
 
     def _where(self, head: Head, where: Conditions | None) -> Where | None:
         condition = tree.parsed(filters.pairs(where), head.keys)

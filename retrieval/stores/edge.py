@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ INDEXED = ("document", "source")
 def open_store(place: str, *, create: bool) -> Edge:
     """A shard's folder."""
     folder = Path(place).expanduser()
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise BadInput(f"{folder} is no folder: name a new or an empty one")
     there = (folder / CONFIG).exists()
     if not there and folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder} exists and is no Qdrant shard: name a new or an empty folder")

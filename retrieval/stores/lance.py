@@ -11,11 +11,12 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import lancedb
 import numpy as np
@@ -41,6 +42,8 @@ BATCH = 1024  # passages read at once
 HEADING = ("document", "source", "kind", "title", "size", "mtime_ns", "sha256", "chunks",
            "doc_tokens", "meta")  # fmt: skip
 CHUNK = ("start", "end", "text", "context", "heading", "page")
+P = ParamSpec("P")
+R = TypeVar("R")
 TAKEN = ["id", *HEADING, *CHUNK, "sum", "rows"]
 
 
@@ -52,6 +55,8 @@ def open_store(place: str, *, create: bool) -> Lance:
         strange = [n for n in os.listdir(root) if not n.endswith(".lance") and n != storage.LOCK]
         if strange:
             raise BadInput(f"{root} holds {strange[0]}, which is not LanceDB's: name a new folder")
+    elif not remote and os.path.lexists(root):
+        raise BadInput(f"{root} is no folder: name a new or an empty one")
     elif not remote and not create:
         raise _missing(place)
     store = Lance(root, remote)
@@ -66,6 +71,17 @@ def _missing(place: str) -> IndexMissing:
     )
 
 
+def told(method: Callable[Concatenate[Lance, P], R]) -> Callable[Concatenate[Lance, P], R]:
+    """What the engine raises in a method becomes one line; it may be anything."""
+
+    @wraps(method)
+    def call(self: Lance, *args: P.args, **named: P.kwargs) -> R:
+        with self.telling():
+            return method(self, *args, **named)
+
+    return call
+
+
 class Lance:
     """A `CandidateStore`."""
 
@@ -77,6 +93,20 @@ class Lance:
         self._root, self._remote = root, remote
         self._opened: Any = None
         self._tables: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """What the engine raises meanwhile, as LfmError."""
+        try:
+            yield
+        except LfmError:
+            raise
+        except Exception as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise LfmError(
+                f"{self.address} cannot be used: {why}; give a folder or a bucket that can be, or "
+                "copy the collection anew if it is damaged"
+            ) from error
 
     @property
     def _db(self) -> Any:
@@ -91,6 +121,7 @@ class Lance:
         self._tables[name].checkout_latest()
         return self._tables[name]
 
+    @told
     def head(self) -> Head | None:
         if not self._remote and not os.path.isdir(self._root):
             return None
@@ -100,6 +131,7 @@ class Lance:
         raw = json.loads(row["about"])
         return Head(**{**raw, "stamp": Stamp(**raw["stamp"])})
 
+    @told
     def put_head(self, head: Head) -> None:
         about = pa.table({"about": [json.dumps(asdict(head))]})
         there = self._db.list_tables().tables
@@ -110,6 +142,7 @@ class Lance:
         else:
             self._db.create_table(ABOUT, about)
 
+    @told
     def upsert(
         self, passages: Sequence[Passage], gone: Sequence[int] = (), replaces: bool = False
     ) -> None:
@@ -124,12 +157,15 @@ class Lance:
             merge = merge.when_not_matched_by_source_delete(f"document IN ({_numbers(gone)})")
         merge.execute(new)
 
+    @told
     def delete(self, where: Where) -> None:
         self._table(PASSAGES).delete(_sql(where))
 
+    @told
     def count(self, where: Where | None = None) -> int:
         return int(self._table(PASSAGES).count_rows(_sql(where) if where else None))
 
+    @told
     def candidates(
         self, query: np.ndarray, count: int, where: Where | None = None
     ) -> Sequence[int]:
@@ -146,14 +182,19 @@ class Lance:
     def scan(self, where: Where | None = None) -> Iterator[Passage]:
         """Ordered by looking up the ids first: a table's own order is that of its fragments."""
         condition = _sql(where) if where else None
-        search = self._table(PASSAGES).search()
-        found = (search.where(condition) if condition else search).select(["id"]).to_arrow()
-        ids = sorted(found["id"].to_pylist())
+        ids = self._ids(condition)
         for first in range(0, len(ids), BATCH):
             some = ids[first : first + BATCH]
             within = f"id BETWEEN {some[0]} AND {some[-1]}"
             both = f"({within}) AND ({condition})" if condition else within
             yield from sorted(self._read(TAKEN, both), key=lambda one: one.id)
+
+    @told
+    def _ids(self, condition: str | None) -> list[int]:
+        """Ascending."""
+        search = self._table(PASSAGES).search()
+        found = (search.where(condition) if condition else search).select(["id"]).to_arrow()
+        return sorted(found["id"].to_pylist())
 
     def headings(self, where: Where | None = None) -> Iterator[Heading]:
         first = "id = document"
@@ -164,11 +205,13 @@ class Lance:
     def tidy(self) -> None:
         self._index(all_of_it=False)
 
+    @told
     def optimize(self) -> None:
         self._index(all_of_it=True)
         for name in (PASSAGES, ABOUT):
             self._table(name).optimize(cleanup_older_than=KEPT)
 
+    @told
     def _index(self, *, all_of_it: bool) -> None:
         table = self._table(PASSAGES)
         rows = table.count_rows()
@@ -188,6 +231,7 @@ class Lance:
         if all_of_it or fragments > FRAGMENTS or new > max(INDEXED, UNINDEXED * rows):
             table.optimize()
 
+    @told
     def bytes(self) -> int:
         if not self._remote:
             return storage.bytes_of(Path(self._root))
@@ -215,11 +259,9 @@ class Lance:
                 yield _passage(row, width)
 
     def _batches(self, columns: list[str], condition: str) -> Iterable[Any]:
-        search = self._table(PASSAGES).search().where(condition).select(columns)
-        try:
+        with self.telling():
+            search = self._table(PASSAGES).search().where(condition).select(columns)
             yield from search.to_batches(batch_size=BATCH)
-        except (RuntimeError, OSError) as error:
-            raise LfmError(f"{self.address}: {error}") from error
 
 
 def _ivf(tokens: int, dim: int) -> IvfPq:

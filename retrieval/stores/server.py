@@ -13,16 +13,18 @@ from typing import Any
 
 from qdrant_client import QdrantClient, models
 
+from lfm2_mm.address import checked_url
 from lfm2_mm.errors import IndexMissing, LfmError
 from retrieval.stores.points import MEAN, TOKENS, Points
 
 COLLECTION = "lfm2-mm"
+LIKE = "qdrant:http://localhost:6333"  # an address, for messages
 TIMEOUT_S = 60
 
 
 def open_store(place: str, *, create: bool) -> Server:
-    """A URL, with the collection's name as its path."""
-    url = urllib.parse.urlsplit(place)
+    """A URL, with the collection's name as its path. Raises BadInput for what is none."""
+    url = urllib.parse.urlsplit(checked_url(place, LIKE))
     name = url.path.strip("/") or COLLECTION
     client = QdrantClient(
         url=f"{url.scheme}://{url.netloc}", timeout=TIMEOUT_S, check_compatibility=False
@@ -60,7 +62,8 @@ class Remote:
         try:
             return call(*args, **options)
         except Exception as error:
-            raise LfmError(f"{self._address}: {type(error).__name__}: {error}") from error
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise LfmError(f"{self._address}: {why}; is that a Qdrant server, running?") from error
 
     def range_of(self, **bounds: float) -> Any:
         return models.Range(**bounds)

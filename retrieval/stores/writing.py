@@ -21,7 +21,7 @@ from retrieval.rows import Known, NewChunk
 from retrieval.storage import Stamp, require_same
 from retrieval.stores.seam import CandidateStore, Head, Heading, Passage
 from retrieval.stores.where import Compare, In, number_of
-from retrieval.writer import ENCODE_CHUNKS, Incoming, Keeping, Tally, passage
+from retrieval.writer import ENCODE_CHUNKS, Incoming, Keeping, Tally, disk_told, passage
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
@@ -36,8 +36,9 @@ TOUCHES = 256  # documents whose time or metadata changed, rewritten at once
 def writing(
     store: CandidateStore, encoder: Callable[[], Encoder], keeping: Keeping
 ) -> Iterator[StoreWriter]:
-    """Be the store's only writer; on Ctrl-C what was finished by then is put."""
-    with store.writing():
+    """Be the store's only writer; on Ctrl-C what was finished by then is put. Raises IndexBusy,
+    LfmError where the disk does not take it."""
+    with disk_told(store.address), store.writing():
         writer = StoreWriter(store, encoder, keeping)
         writer.recover()
         try:
