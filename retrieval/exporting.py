@@ -21,4 +21,5 @@ def open_source(folder: Path, name: str, dtype: str = "auto") -> Source:
     def encode(text: str) -> list[int]:
         return encoder.tokenizer.documents([text])[0].ids
 
-    return Source(name, folder, encoder.backbone, encode, encoder.head)
+    longest = max(encoder.query_length, encoder.document_length)
+    return Source(name, folder, encoder.backbone, encode, encoder.head, longest)

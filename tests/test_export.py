@@ -11,11 +11,13 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from apps.cli import main
 from lfm2_mm.errors import BadInput, MissingExtra
 from lfm2_mm.exports import gguf_file
+from lfm2_mm.exports.checks import Row
 from lfm2_mm.exports.export import Report, export, prepare
 from lfm2_mm.exports.source import Source, open_source
 from lfm2_mm.exports.to_gguf import PIECES
@@ -105,6 +107,19 @@ def test_text_gets_the_checkpoint_s_own_ids_where_llama_can_split_it(
     (tmp_path / "made.gguf").unlink()
     other = made(sources["nano-colbert"], "gguf", tmp_path, "f32")
     assert other.reads == "ids" and "send it ids" in other.remarks[0]
+
+
+def test_a_program_for_phones_takes_an_encoder_s_longest_document(
+    sources: dict[str, Source], tmp_path: Path
+) -> None:
+    source = sources["nano-colbert"]
+    report = made(source, "executorch", tmp_path, context=64)  # caches, which it has not
+    assert report.ok and "one text a call; at most 300 ids" in report.remarks[0]
+    from lfm2_mm.exports import to_executorch
+
+    document = Row.document((source.encode("a lock and a thread ") * 100)[:300])
+    (found,) = to_executorch.open_runner(source, report.path).vectors([document])
+    np.testing.assert_allclose(found, source.vectors(document.ids, 300, 300), atol=1e-4)
 
 
 # -- what can go wrong ----------------------------------------------------------------------------

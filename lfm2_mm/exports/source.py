@@ -36,6 +36,7 @@ class Source:
     backbone: Backbone = field(repr=False)
     encode: Callable[[str], list[int]]  # ids as the checkpoint reads a text
     head: nn.Module | None = None  # (…, hidden) -> (…, dim), before vectors get length 1
+    longest: int = 0  # tokens of the longest text that an encoder reads
     left_out: str = ""  # what of the checkpoint has no place beside a language model, for a person
     sight: Sight | None = None  # that, where llama.cpp takes it in a file of its own
 

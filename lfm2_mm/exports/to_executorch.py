@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lfm2_mm.exports.checks import Row
+from lfm2_mm.exports.checks import LONG, Row
 from lfm2_mm.exports.graph_files import TYPES, GraphRunner, limits, rounded, traced
 from lfm2_mm.exports.source import Source
 
@@ -21,19 +21,21 @@ __all__ = ["DEFAULT", "NEEDS", "SUFFIX", "TYPES", "limits", "open_runner", "roun
 
 SUFFIX, DEFAULT = ".pte", "f32"
 NEEDS = ("executorch", "torchao")
-PORTION = 128  # the most ids of one call: its memory is planned beforehand
+PORTION = 128  # the most ids of a language model's call: its memory is planned beforehand
 
 
 def write(source: Source, path: Path, kind: str, context: int) -> list[str]:
-    """`context`: how many positions the caches of a language model have."""
+    """`context`: how many positions the caches of a language model have; an encoder has none."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
     graph = traced(source, context)
-    most = torch.export.Dim("new", min=1, max=min(PORTION, context - 1))
-    shapes: Any = tuple({1: most} if 1 in axes else None for axes in graph.free)
+    encoder = source.kind == "colbert"
+    most = max(source.longest, LONG) if encoder else min(PORTION, context - 1)
+    new = torch.export.Dim("new", min=1, max=most)
+    shapes: Any = tuple({1: new} if 1 in axes else None for axes in graph.free)
     example = graph.example
-    if source.kind == "colbert":
+    if encoder:
         example = tuple(one[:1] for one in example)  # one text at a time
     else:
         shapes = (shapes[0], shapes[1], shapes[2:])
@@ -43,7 +45,8 @@ def write(source: Source, path: Path, kind: str, context: int) -> list[str]:
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         with path.open("wb") as file:
             lowered.to_executorch().write_to_file(file)
-    return [f"caches of {context} positions; at most {min(PORTION, context - 1)} ids a call"]
+    caches = "one text a call" if encoder else f"caches of {context} positions"
+    return [f"{caches}; at most {most} ids a call"]
 
 
 def open_runner(source: Source, path: Path) -> InExecutorch:
