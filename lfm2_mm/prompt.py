@@ -176,10 +176,20 @@ class ChatTokenizer(Speller):
         )
 
     def apply(self, turns: list[dict[str, Any]]) -> str:
-        """The turns and the opening of the answer, as the chat template writes them."""
-        text: str = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
+        """The turns and the opening of the answer, as the chat template writes them.
+
+        Raises BadInput where it cannot, or will not: templates may refuse an order of turns.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise BadInput(
+                f"the checkpoint's chat template does not take this conversation: {error}"
+            ) from error
         return text
 
     @cached_property

@@ -51,7 +51,9 @@ def read_value(path: Path) -> Any:
             raise ValueError(f"more than {MAX_JSON >> 20} MiB")
         return json.loads(content.decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointDamaged(f"{path} cannot be read as JSON: {error}") from error
+        raise CheckpointDamaged(
+            f"{path} cannot be read as JSON: {error}; fetch or save the checkpoint again"
+        ) from error
 
 
 def tensors_of(folder: Path) -> dict[str, TensorInfo]:

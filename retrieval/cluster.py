@@ -59,13 +59,13 @@ def processors() -> int:
 
 
 class Actors:
-    """A `shards.Workers`, once `connect` was called."""
+    """A `shards.Workers`, once `connect` was called; each starts when there is a shard for it."""
 
     def __init__(self, count: int, settings: Settings) -> None:
         import ray
 
-        self._ray, self._settings = ray, settings
-        self._waiting = [self._start() for _ in range(count)]
+        self._ray, self._count, self._settings = ray, count, settings
+        self._waiting: list[Any] = []
         self._running: dict[Any, tuple[Any, Shard]] = {}  # what will come, of whom, for which
 
     def _start(self) -> Any:
@@ -74,10 +74,10 @@ class Actors:
         return actor.options(num_cpus=threads, max_restarts=0).remote(self._settings)
 
     def idle(self) -> int:
-        return len(self._waiting)
+        return self._count - len(self._running)
 
     def give(self, shard: Shard) -> None:
-        actor = self._waiting.pop(0)
+        actor = self._waiting.pop(0) if self._waiting else self._start()
         self._running[actor.encode.remote(shard)] = (actor, shard)
 
     def wait(self) -> tuple[Shard, str | Exception]:
@@ -86,8 +86,9 @@ class Actors:
         try:
             result: str | Exception = self._ray.get(ready)
         except self._ray.exceptions.RayActorError as error:
-            result, actor = Died("an actor ended"), self._start()
-            result.__cause__ = error
+            died = Died("an actor ended")
+            died.__cause__ = error
+            return shard, died
         except self._ray.exceptions.RayTaskError as error:
             result = error.cause if isinstance(error.cause, Exception) else LfmError(str(error))
         self._waiting.append(actor)

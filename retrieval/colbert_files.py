@@ -51,8 +51,10 @@ def read_settings(folder: Path) -> Settings:
     Raises BadInput for what we cannot honour, CheckpointDamaged for values that make no sense.
     """
     config = read_json(folder / SETTINGS)
-    prompt = (config.get("prompts") or {}).get(config.get("default_prompt_name"))
-    if prompt:
+    prompts = config.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise CheckpointDamaged(f"{folder / SETTINGS}: prompts is {prompts!r}, which is no table")
+    if prompt := prompts.get(str(config.get("default_prompt_name"))):
         raise BadInput(
             f"{folder / SETTINGS} puts the prompt {prompt!r} before each text; "
             "prompts are not supported, markers (query_prefix) are"

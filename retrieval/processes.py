@@ -22,12 +22,12 @@ class Worker:
 
 
 class Processes:
-    """A `shards.Workers`."""
+    """A `shards.Workers`: at most `count`, each started when there is a shard for it."""
 
     def __init__(self, count: int, settings: Settings) -> None:
-        self._settings = settings
+        self._count, self._settings = count, settings
         self._context = multiprocessing.get_context("spawn")  # torch does not survive a fork
-        self._workers = [self._start() for _ in range(count)]
+        self._workers: list[Worker] = []
 
     def _start(self) -> Worker:
         ours, theirs = self._context.Pipe()
@@ -36,13 +36,14 @@ class Processes:
         )
         process.start()
         theirs.close()
-        return Worker(process, ours)
+        self._workers.append(Worker(process, ours))
+        return self._workers[-1]
 
     def idle(self) -> int:
-        return sum(worker.shard is None for worker in self._workers)
+        return self._count - sum(worker.shard is not None for worker in self._workers)
 
     def give(self, shard: Shard) -> None:
-        worker = next(one for one in self._workers if one.shard is None)
+        worker = next((one for one in self._workers if one.shard is None), None) or self._start()
         worker.shard = shard
         with contextlib.suppress(BrokenPipeError):  # it died while it waited: `wait` will see
             worker.line.send(shard)
@@ -58,7 +59,7 @@ class Processes:
         if isinstance(result, Died):
             line.close()
             worker.process.join()
-            self._workers[self._workers.index(worker)] = self._start()
+            self._workers.remove(worker)
         return shard, result
 
     def stop(self) -> None:

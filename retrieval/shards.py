@@ -59,7 +59,7 @@ class Workers(Protocol):
     """Some workers, each with at most one shard."""
 
     def idle(self) -> int:
-        """How many wait for a shard; what died was replaced."""
+        """How many could take a shard; what died is replaced."""
         ...
 
     def give(self, shard: Shard) -> None:

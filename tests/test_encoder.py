@@ -428,20 +428,8 @@ def break_vocabulary(folder: Path) -> None:
     )
 
 
-def break_marker(folder: Path) -> None:
-    change(folder / "config_sentence_transformers.json", query_prefix="[QUERY] ")
-
-
-def break_length(folder: Path) -> None:
-    change(folder / "config_sentence_transformers.json", document_length="long")
-
-
-def break_prompt(folder: Path) -> None:
-    change(
-        folder / "config_sentence_transformers.json",
-        prompts={"query": "search: "},
-        default_prompt_name="query",
-    )
+def setting(**settings: Any) -> Callable[[Path], None]:
+    return lambda folder: change(folder / "config_sentence_transformers.json", **settings)
 
 
 def break_pooling(folder: Path) -> None:
@@ -475,9 +463,10 @@ def break_tokenizer(folder: Path) -> None:
         (break_shape, CheckpointDamaged, "1_Dense"),
         (break_width, CheckpointDamaged, "65 features and is given 64"),
         (break_vocabulary, CheckpointDamaged, "481 rows"),
-        (break_marker, CheckpointDamaged, "[QUERY] "),
-        (break_length, CheckpointDamaged, "document_length is 'long'"),
-        (break_prompt, BadInput, "search: "),
+        (setting(query_prefix="[QUERY] "), CheckpointDamaged, "[QUERY] "),
+        (setting(document_length="long"), CheckpointDamaged, "document_length is 'long'"),
+        (setting(prompts={"q": "search: "}, default_prompt_name="q"), BadInput, "search: "),
+        (setting(prompts=["x"]), CheckpointDamaged, "prompts is ['x'], which is no table"),
         (break_pooling, BadInput, "one vector a text"),
         (break_path, CheckpointDamaged, "../1_Dense"),
         (break_activation, BadInput, "os.abort"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ from apps import cli
 from lfm2_mm.errors import BadInput, LfmError, Unreadable
 from retrieval import parallel, shards
 from retrieval.processes import Processes
-from retrieval.shards import Settings, Workers
+from retrieval.shards import Settings, Shard, Workers
 from retrieval.stores.collection import Collection, open_collection
 from tests.words_encoder import WordsEncoder
 
@@ -129,6 +130,19 @@ def test_a_killed_worker_costs_its_shard_and_changes_nothing(
         (source, score)
         for _, source, _, score in held(tmp_path / "alone")["hits"]  # type: ignore[attr-defined]
     ]
+
+
+def test_no_more_workers_start_than_there_are_shards(files: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Counted(Processes):
+        def wait(self) -> tuple[Shard, str | Exception]:
+            seen.append(len(multiprocessing.active_children()))
+            return super().wait()
+
+    before = len(multiprocessing.active_children())
+    updated(tmp_path / "i", files, lambda s: Counted(4096, s), WordsEncoder())
+    assert max(seen) - before == -(-COUNT // shards.SHARD_FILES)
 
 
 @pytest.mark.parametrize("start", ["ray"], indirect=True)
