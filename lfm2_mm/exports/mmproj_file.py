@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lfm2_mm.exports.gguf_file import COARSE, Planned, type_of, typed_writer, write_tensors
+from lfm2_mm.exports.gguf_file import (
+    COARSE,
+    Planned,
+    remarks,
+    type_of,
+    typed_writer,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -63,15 +70,20 @@ def type_beside(kind: str) -> str:
 
 def write_mmproj(
     path: Path, sizes: TowerSizes, hidden: int, tensors: dict[str, Tensor], kind: str, name: str
-) -> None:
-    """Write `tensors`, by published key from `tower.` and `projector.` on, for rows of `hidden`."""
+) -> list[str]:
+    """Write `tensors`, by published key from `tower.` and `projector.` on, for rows of `hidden`.
+
+    Returns remarks for a person.
+    """
+    plans = plan(tensors, sizes, kind)
     writer = typed_writer(path, "clip", name, kind)
     try:
         writer.add_type("mmproj")
         add_sizes(writer, sizes, hidden)
-        write_tensors(writer, path, plan(tensors, sizes, kind), given(tensors, sizes))
+        write_tensors(writer, path, plans, given(tensors, sizes))
     finally:
         writer.close()
+    return remarks(plans, kind)
 
 
 def add_sizes(writer: GGUFWriter, sizes: TowerSizes, hidden: int) -> None:

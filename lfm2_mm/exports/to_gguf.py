@@ -46,9 +46,10 @@ IN_BLOCKS = Limits(1.0, 0.2, 0.5, exact=False)
 def write(source: Source, path: Path, kind: str, context: int) -> list[str]:
     """Write `source` as `kind`; returns remarks."""
     config = source.config
+    told: list[str] = []
     if source.sight is not None:
         sight = source.sight
-        write_mmproj(
+        told = write_mmproj(
             mmproj_of(path), sight.sizes, config.hidden_size, sight.tensors, type_beside(kind),
             source.name,
         )  # fmt: skip
@@ -56,7 +57,7 @@ def write(source: Source, path: Path, kind: str, context: int) -> list[str]:
         source.folder, config.vocab_size, config.bos_token_id, config.eos_token_id,
         config.pad_token_id,
     )  # fmt: skip
-    return write_gguf(
+    return told + write_gguf(
         path, config, source.tensors().__getitem__, kind, vocabulary, name=source.name,
         projection=source.projection(), bidirectional=source.backbone.bidirectional,
     )  # fmt: skip
