@@ -7,6 +7,8 @@ from typing import Any
 
 from lfm2_mm.errors import CheckpointDamaged
 
+# Beyond any checkpoint, and small enough that its tensors can be named before they are missed.
+LARGEST, MOST = 1 << 24, 1 << 12  # of a size; of layers, and of experts in one
 LAYER_TYPES = ("conv", "full_attention")
 
 
@@ -25,8 +27,10 @@ class Experts:
     def __post_init__(self) -> None:
         if not 1 <= self.active <= self.count:
             raise CheckpointDamaged(f"{self.active} active experts of {self.count} cannot be")
-        if self.width < 1:
-            raise CheckpointDamaged(f"moe_intermediate_size is {self.width}")
+        if not 1 <= self.width <= LARGEST or self.count > MOST:
+            raise CheckpointDamaged(
+                f"{self.count} experts of moe_intermediate_size {self.width} cannot be"
+            )
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,12 @@ class BackboneConfig:
                 f"layer_types holds {unknown or 'nothing'}; known are {', '.join(LAYER_TYPES)}"
             )
         sizes = (self.vocab_size, self.hidden_size, self.heads, self.kv_heads, self.feed_forward)
-        if min(*sizes, self.head_dim, self.kernel, self.max_positions) < 1:
-            raise CheckpointDamaged(f"a size of the configuration is below 1: {self}")
+        for size in (*sizes, self.head_dim, self.kernel, self.max_positions):
+            if type(size) is not int or not 1 <= size <= LARGEST:
+                raise CheckpointDamaged(
+                    f"config.json says {size!r} for a size: it is below 1, beyond {LARGEST:,}, or "
+                    "no whole number"
+                )
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise CheckpointDamaged(
                 f"{self.heads} heads of {self.head_dim} do not share {self.kv_heads} key heads"
@@ -166,6 +174,8 @@ def _layer_types(raw: dict[str, Any]) -> tuple[str, ...]:
         return tuple(raw["layer_types"])
     attention = raw.get("full_attn_idxs")
     layers = range(raw["num_hidden_layers"])
+    if len(layers) > MOST:
+        raise CheckpointDamaged(f"num_hidden_layers is {len(layers):,}, beyond {MOST:,}")
     if attention is None:
         return ("full_attention",) * len(layers)
     return tuple("full_attention" if i in attention else "conv" for i in layers)

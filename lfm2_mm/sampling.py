@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lfm2_mm.types import Sampling
 
+COLDEST = 1e-6  # temperature; below it the best one is chosen anyway, and scores overflow
+
 
 def pick(
     logits: Tensor,
@@ -26,7 +28,7 @@ def pick(
         scores = penalise(scores, seen, sampling.repetition_penalty)
     if sampling.temperature == 0.0:
         return int(scores.argmax())
-    scores = scores / sampling.temperature
+    scores = scores / max(sampling.temperature, COLDEST)
     if 0 < sampling.top_k < scores.numel():
         least = scores.topk(sampling.top_k).values[-1]
         scores = scores.masked_fill(scores < least, -torch.inf)

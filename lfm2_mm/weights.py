@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+SIDECARS = (".json", ".jinja")
 MAX_JSON = 64 << 20  # bytes; the shard index of the largest checkpoint has two million
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
@@ -91,7 +92,14 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def whole(folder: Path) -> Path:
-    """`folder` itself, when no file is missing. Raises CheckpointDamaged."""
+    """`folder` itself, when no file is missing, nor too large for what its name says. Raises
+    CheckpointDamaged."""
+    for path in folder.iterdir():  # also of those that other libraries read, as a whole
+        if path.suffix in SIDECARS and path.is_file() and path.stat().st_size > MAX_JSON:
+            raise CheckpointDamaged(
+                f"{path} is larger than {MAX_JSON >> 20} MiB, as no such file is; fetch or save "
+                "the checkpoint again"
+            )
     missing = missing_files(folder)
     if SINGLE in missing and any((folder / name).exists() for name in PICKLES):
         raise CheckpointDamaged(_no_weights(folder))

@@ -16,6 +16,7 @@ from lfm2_mm.weights import read_json, read_value
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
+MAX_WIDTH = 1 << 16  # of a vector; the widest of any checkpoint are a quarter of it
 MAX_LENGTH = 1 << 17  # tokens; longer than any checkpoint's positions
 
 
@@ -121,14 +122,20 @@ def _projection(folder: Path) -> Projection:
     try:
         return Projection(
             folder,
-            int(config["in_features"]),
-            int(config["out_features"]),
+            _width(config["in_features"]),
+            _width(config["out_features"]),
             bool(config.get("bias", True)),
             name,
             bool(config.get("use_residual", False)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointDamaged(f"{folder / 'config.json'} does not say {error}") from error
+
+
+def _width(value: Any) -> int:
+    if not 1 <= int(value) <= MAX_WIDTH:
+        raise ValueError(f"a width from 1 to {MAX_WIDTH:,} but {value}")
+    return int(value)
 
 
 def _lower_case(folder: Path) -> bool:

@@ -397,6 +397,8 @@ def test_a_gigabyte_of_zeros_is_no_configuration(folder: Path) -> None:
         file.truncate(1 << 30)  # takes no room on the disk
     with pytest.raises(CheckpointDamaged, match="more than 64 MiB"):
         weights.read_json(folder / "config.json")
+    with pytest.raises(CheckpointDamaged, match="larger than 64 MiB"):
+        checkpoint.locate(folder)
 
 
 def test_a_closed_door_is_told(monkeypatch: pytest.MonkeyPatch, remote: Repository) -> None:

@@ -248,6 +248,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "heads that do not divide": ({"num_key_value_heads": 3}, "16 heads.*3 key heads"),
     "negative kernel": ({"conv_L_cache": -3}, "below 1"),
     "odd head": ({"head_dim": 63}, "63"),
+    "a size beyond all": ({"hidden_size": 10**12}, "beyond 16,777,216"),
+    "no number for a size": ({"conv_L_cache": float("nan")}, "no whole number"),
+    "layers beyond all": ({"layer_types": None, "num_hidden_layers": 10**12}, "beyond 4,096"),
 }  # fmt: skip
 
 

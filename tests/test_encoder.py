@@ -470,6 +470,7 @@ def break_tokenizer(folder: Path) -> None:
         (break_pooling, BadInput, "one vector a text"),
         (break_path, CheckpointDamaged, "../1_Dense"),
         (break_activation, BadInput, "os.abort"),
+        (lambda f: change(f / "1_Dense/config.json", out_features=-1), CheckpointDamaged, "1 to"),
         (break_architecture, BadInput, "Lfm9Model"),
         (break_tokenizer, CheckpointDamaged, "tokenizer.json"),
     ],

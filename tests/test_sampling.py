@@ -66,6 +66,12 @@ def test_temperature_zero_takes_the_likeliest_without_chance() -> None:
     assert drawn(Sampling(temperature=0.0), draws=20) == {0: 20}
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-300])
+def test_the_coldest_takes_the_likeliest(temperature: float) -> None:
+    sampling = Sampling(temperature=temperature, min_p=0.1, repetition_penalty=100)
+    assert drawn(sampling, 20) == {0: 20}
+
+
 def test_a_penalty_can_change_the_greedy_choice() -> None:
     assert pick(LOGITS, Sampling(temperature=0.0, repetition_penalty=1.2), (0, 0)) == 5
 
