@@ -92,7 +92,9 @@ def right(reader: Reader, items: list[Item]) -> float:
     return sum(a == item.answer for a, item in zip(said, items, strict=True)) / len(items)
 
 
-@pytest.mark.parametrize(("kind", "floor"), [("which colour", 0.6), ("yes or no", 0.7)])
+@pytest.mark.parametrize(
+    ("kind", "floor"), [("what", 0.6), ("which colour", 0.75), ("where", 0.55), ("yes or no", 0.8)]
+)
 def test_it_answers_about_scenes_it_never_saw(
     reader: Reader, scenes: Scenes, kind: str, floor: float
 ) -> None:
@@ -112,7 +114,7 @@ def test_it_reads_more_with_more_tokens(reader: Reader) -> None:
         said = reader.answers(items)
         letters = [letters_right(a, i.answer) for a, i in zip(said, items, strict=True)]
         read.append(sum(letters) / len(letters))
-    assert read[1] > read[0] + 0.05
+    assert read[1] > read[0] + 0.2
 
 
 def test_it_is_modest_about_photographs(reader: Reader) -> None:
