@@ -361,7 +361,9 @@ def _about_batches(add: Add) -> None:
     _model_flag(encode, "nano-colbert", "the encoder (default nano-colbert)")
     _keeping(encode, "of the segment")
     attach = add("attach", "apps.verbs.batches:attach", "take encoded segments into an index")
-    attach.add_argument("segments", nargs="+", metavar="SEGMENT", help="as `encode` told them")
+    attach.add_argument(
+        "segments", nargs="+", type=filled, metavar="SEGMENT", help="as `encode` told them"
+    )
     _place_flags(attach)
     copy = add("copy", "apps.verbs.batches:copy", "copy an index into a store, or back")
     _index_flag(copy)

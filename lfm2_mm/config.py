@@ -113,7 +113,7 @@ class BackboneConfig:
             )
         except KeyError as error:
             raise CheckpointDamaged(f"config.json lacks {error}") from error
-        except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        except (TypeError, AttributeError, ValueError, ArithmeticError, IndexError) as error:
             raise CheckpointDamaged(
                 f"config.json holds what is no size or setting: {error}"
             ) from error

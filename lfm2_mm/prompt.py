@@ -141,7 +141,7 @@ class ChatTokenizer(Speller):
             raise CheckpointDamaged(f"{folder} has no tokenizer.json; fetch or save it again")
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # malformed files make the library raise nearly anything
             raise CheckpointDamaged(f"{folder} has no readable tokenizer: {error}") from error
         # Its own remark on long prompts says less than ContextExceeded does.
         self._tokenizer.model_max_length = sys.maxsize

@@ -431,6 +431,25 @@ def test_a_copy_that_was_stopped_goes_on(
     assert make().check() == []
 
 
+@pytest.mark.parametrize(
+    ("how", "told"), [({"model": WordsEncoder("other")}, "other"), ({"codec": "4bit"}, "codec")]
+)
+def test_rows_of_another_kind_are_refused_also_where_the_texts_are_the_same(
+    make: Make, tmp_path: Path, how: dict[str, object], told: str
+) -> None:
+    collection = make()
+    collection.add_texts(texts(4))
+    before = answers(collection)
+    options = {"model": WordsEncoder(), **how}
+    with retrieval.open(tmp_path / "ours", create=True, **options) as ours:  # type: ignore[arg-type]
+        ours.add_texts(texts(4))
+    with pytest.raises(IndexMismatch, match=told):
+        collection.attach(tmp_path / "ours")
+    with pytest.raises(IndexMismatch, match=told):
+        copy(stores.open_store(f"index:{tmp_path / 'ours'}"), collection.store)
+    assert answers(collection) == before and collection.check() == []
+
+
 def test_what_does_not_arrive_is_noticed(make: Make, tmp_path: Path) -> None:
     with retrieval.open(tmp_path / "ours", model=WordsEncoder(), create=True) as ours:
         ours.add_texts(texts(4))

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from lfm2_mm.config import BackboneConfig
+from lfm2_mm.config import LARGEST, MOST, BackboneConfig
 from lfm2_mm.errors import CheckpointDamaged
 
 MODEL_TYPES = ("lfm2_vl", "lfm2-vl")  # native, and the first snapshots' remote code
@@ -31,7 +31,7 @@ class TowerConfig:
     def __post_init__(self) -> None:
         sizes = (self.width, self.feed_forward, self.heads, self.layers, self.grid, self.patch)
         for size in (*sizes, self.channels):
-            if type(size) is not int or size < 1:
+            if type(size) is not int or not 1 <= size <= LARGEST or self.patch > MOST:
                 raise CheckpointDamaged(f"a size of vision_config is {size!r}: {self}")
         if self.width % self.heads:
             raise CheckpointDamaged(f"{self.heads} heads do not divide a width of {self.width}")
@@ -98,7 +98,7 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         for size in (self.projector_width, self.downsample):
-            if type(size) is not int or size < 1:
+            if type(size) is not int or not 1 <= size <= LARGEST or self.downsample > MOST:
                 raise CheckpointDamaged(f"a size of the projector is {size!r}")
         if not 0 <= self.image_token_id < self.backbone.vocab_size:
             raise CheckpointDamaged(

@@ -53,6 +53,7 @@ def copy(source: CandidateStore, target: CandidateStore, tell: Tell | None = Non
     sent, came = hashlib.sha256(), hashlib.sha256()
     documents = chunks = tokens = 0
     with writing(target, _no_encoder, Keeping(head.stamp.codec, head.stamp.pool)) as writer:
+        writer.require_alike(head.stamp)
         run = Run(writer, _no_encoder, {})
         for batch in _batches(source):
             _take(batch, head.stamp, run, writer)
@@ -83,9 +84,10 @@ def copy(source: CandidateStore, target: CandidateStore, tell: Tell | None = Non
 
 
 def take_all(source: CandidateStore, run: Run[StoreWriter], writer: StoreWriter) -> None:
-    """Bring all documents of `source` into what `run` writes."""
+    """Bring all documents of `source` into what `run` writes. Raises IndexMismatch."""
     if (head := source.head()) is None:
         return
+    writer.require_alike(head.stamp)
     for batch in _batches(source):
         _take(batch, head.stamp, run, writer)
 

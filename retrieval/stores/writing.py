@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lfm2_mm.errors import IndexMismatch
 from retrieval.codecs import CODECS
 from retrieval.pooling import pool
 from retrieval.rows import Known, NewChunk
@@ -254,8 +255,20 @@ class StoreWriter:
         if self._head is None:
             self._put(Head(stamp))
         assert self._head is not None
-        require_same(self.store.address, self._head.stamp, stamp)
+        self.require_alike(stamp)
         return self._head.stamp
+
+    def require_alike(self, stamp: Stamp) -> None:
+        """Raise IndexMismatch for rows of another model, or that are kept otherwise than here."""
+        ours = self._head.stamp if self._head else stamp
+        require_same(self.store.address, ours, stamp)
+        for name in ("dim", "codec", "pool"):
+            here, there = getattr(ours, name), getattr(stamp, name)
+            if here != there:
+                raise IndexMismatch(
+                    f"{self.store.address} was made with {name} {here}, not {there}: encode the "
+                    "files again as it has them, or take a new store"
+                )
 
     def _learn(self, meta: Mapping[str, str]) -> None:
         """The head knows every metadata key there is before a document with it is there."""
