@@ -498,6 +498,18 @@ def test_a_damaged_table_is_told(tmp_path: Path) -> None:
                 ask()
 
 
+def test_a_panic_of_the_engine_is_told(tmp_path: Path) -> None:
+    """Qdrant's engine panics at a status file that was cut: to Python that is no Exception."""
+    pytest.importorskip("qdrant_edge")
+    address = f"qdrant:{tmp_path / 'store'}"
+    with open_collection(address, model=WordsEncoder(), create=True) as collection:
+        collection.add_texts(texts(4))
+    for path in (tmp_path / "store").rglob("vector_storage-tokens/offsets/status.dat"):
+        os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(LfmError, match="store"):
+        open_collection(address, model=WordsEncoder()).search("word1")
+
+
 def test_what_is_not_installed_or_not_there_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

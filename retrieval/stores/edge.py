@@ -69,7 +69,9 @@ class Shard:
     def _guarded(self, call: Any, *args: Any) -> Any:
         try:
             return call(*args)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic within the engine is no Exception
             if "WouldBlock" in str(error):
                 raise IndexBusy(
                     f"another process has {self.folder} open, and a shard folder serves one at a "

@@ -99,9 +99,9 @@ class Lance:
         """What the engine raises meanwhile, as LfmError."""
         try:
             yield
-        except LfmError:
+        except (LfmError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except Exception as error:
+        except BaseException as error:  # a panic within the engine is no Exception
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise LfmError(
                 f"{self.address} cannot be used: {why}; give a folder or a bucket that can be, or "
