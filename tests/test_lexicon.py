@@ -62,7 +62,7 @@ def test_the_file_of_a_checkpoint(tmp_path: Path) -> None:
     path.write_text(json.dumps(WORDS))
     found = Lexicon.open(tmp_path)
     assert found is not None and found.words == set(WORDS)
-    for damaged in ("{", '{"a": 1}', "[1]"):
+    for damaged, told in (("{", "JSON"), ('{"a": 1}', "list of words"), ("[1]", "list of words")):
         path.write_text(damaged)
-        with pytest.raises(CheckpointDamaged, match="list of words"):
+        with pytest.raises(CheckpointDamaged, match=told):
             Lexicon.open(tmp_path)

@@ -96,7 +96,7 @@ def test_another_kind_of_file_is_refused(speech: Speech, tmp_path: Path, content
     path.write_bytes(content)
     with pytest.raises(BadInput, match="is no conversation"):
         speech.resume(path)
-    with pytest.raises(BadInput, match="is no conversation"):
+    with pytest.raises(BadInput, match="is no file"):
         speech.resume(tmp_path / "missing")
 
 
