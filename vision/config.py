@@ -97,8 +97,8 @@ class VisionConfig:
     image_token_id: int = IMAGE_TOKEN
 
     def __post_init__(self) -> None:
-        for size in (self.projector_width, self.downsample):
-            if type(size) is not int or not 1 <= size <= LARGEST or self.downsample > MOST:
+        for size, most in ((self.projector_width, LARGEST), (self.downsample, MOST)):
+            if type(size) is not int or not 1 <= size <= most:
                 raise CheckpointDamaged(f"a size of the projector is {size!r}")
         if not 0 <= self.image_token_id < self.backbone.vocab_size:
             raise CheckpointDamaged(
