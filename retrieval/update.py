@@ -105,7 +105,7 @@ def add_texts(run: Run[Any], texts: Iterable[Text]) -> None:
 
 
 def _expected(run: Run[Any], texts: Iterable[Text]) -> Iterator[Text]:
-    """The same texts; of some hundred at a time the writer is told which sources will come."""
+    """The same texts; the writer is told before which sources will come, some at a time."""
     given = iter(texts)
     while some := list(islice(given, AHEAD)):
         run.writer.expect(source for source, _, _ in some)
