@@ -3,7 +3,7 @@
 Two heads that are not shipped teach it: CTC over words and, where the times of words are known, the
 word in each 80 ms. Real orders have labels instead of words: of all wordings with those labels the
 likeliest is taken, with each opening's mean score over all clips subtracted, since bare CTC scores
-favour the shortest. Redone every fifth of the run.
+favour the shortest. Redone every fifth of the run. `--begin FOLDER` goes on from a checkpoint's ears.
 """
 
 from __future__ import annotations
@@ -37,13 +37,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audio.encoder import AudioEncoder
+from audio.loading import load_speech
 from audio.mel import LogMel
+from lfm2_mm.device import choose
 from lfm2_mm.train import Plan, Training
 
 CONFIG = settings(1)  # what words the backbone knows is nothing to the ears
 ENCODER = CONFIG.encoder
 STEP = ENCODER.factor * CONFIG.mel.hop / CONFIG.mel.sample_rate  # s a position
 PLAN = Plan(rate=2e-3, warm_up=0.03, average=0.998)
+AGAIN = replace(PLAN, rate=1e-3)  # of ears that have heard before
+HEADS = 150  # steps that teachers are fitted to such ears
 SHARES = (9, 6, 7, 2)  # clips of a batch: synthetic, real orders, digits strung, the rest
 SORTED = 4  # steps whose clips are drawn together and dealt out by length
 FORCE = 0.2  # part of the run after which the wordings of real orders are chosen anew
@@ -295,14 +299,37 @@ def measure(ears: Ears, sounds: Sounds) -> str:
     return f"held out: slots {right}/{total}, orders {whole}/{len(sounds.held)}, digits {digit}/100"
 
 
-def train(sounds: Sounds, folder: Path, steps: int, seed: int) -> Ears:
+def begin(ears: Ears, sounds: Sounds, folder: Path) -> None:
+    """A checkpoint's ears, and teachers that fit them."""
+    heard = load_speech(folder, choose("cpu", "fp32")).ears.conformer
+    # counts of batches, which only training has, are kept
+    ears.conformer.load_state_dict(ears.conformer.state_dict() | heard.state_dict())
+    heads = [*ears.by_ctc.parameters(), *ears.by_frame.parameters()]
+    adam = torch.optim.AdamW(heads, lr=3e-3, weight_decay=0.0)
+    ears.conformer.requires_grad_(False)
+    for step in range(HEADS):
+        with torch.autocast("cpu", torch.bfloat16):
+            parts = losses(ears, sounds.batch(step))
+        torch.stack(list(parts.values())).sum().backward()
+        adam.step()
+        adam.zero_grad()
+    ears.conformer.requires_grad_(True)
+
+
+def train(
+    sounds: Sounds, folder: Path, steps: int, seed: int, older: Path | None = None
+) -> Ears:
     torch.manual_seed(seed)
     ears = Ears(vocabulary())
-    training = Training(ears, PLAN)
+    training = Training(ears, AGAIN if older else PLAN)
     state = folder / "ears.safetensors"
     if state.exists():
         training.load(state)
         settle_norms(ears, sounds)
+        force(ears, sounds)
+    elif older:
+        begin(ears, sounds, older)
+        training = Training(ears, AGAIN)
         force(ears, sounds)
     first, start = training.step, time.process_time()
     moments = {round((FIRST + FORCE * n) * steps) for n in range(5)}
@@ -334,11 +361,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
+    parser.add_argument("--begin", type=Path, help="a checkpoint's folder to go on from")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     sounds = Sounds(args.data, args.run, args.seed)
-    ears = train(sounds, args.run, args.steps, args.seed)
+    ears = train(sounds, args.run, args.steps, args.seed, args.begin)
     print(measure(ears, sounds))
 
 

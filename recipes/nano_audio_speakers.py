@@ -109,11 +109,11 @@ def held_out(voice: str) -> bool:
 def draw_turn(draw: random.Random, others: Sequence[str]) -> Turn:
     """What a customer says: orders, digits, small talk, and what nobody can answer here."""
     kind = draw.random()
-    if kind < 0.44:
+    if kind < 0.40:
         return draw_order(draw)
-    if kind < 0.66:
+    if kind < 0.62:
         return draw_digits(draw)
-    if kind < 0.86:
+    if kind < 0.88:
         return draw_talk(draw)
     return Turn(draw.choice(others), "other", SORRY)
 

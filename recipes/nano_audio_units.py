@@ -8,6 +8,7 @@ envelopes. Everything that is said later is units side by side.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -79,6 +80,11 @@ class Units:
         path.parent.mkdir(parents=True, exist_ok=True)
         tables = {"means": self.means, "centre": self.centre}
         np.savez_compressed(path, **tables, **words)  # type: ignore[arg-type]
+
+    def digest(self) -> str:
+        """Of all words' codes: a model speaks with the units it was trained on."""
+        both = "".join(f"{word} {codes.tolist()}\n" for word, codes in sorted(self.codes.items()))
+        return hashlib.sha256(both.encode()).hexdigest()
 
     @classmethod
     def load(cls, path: Path) -> Units:
@@ -185,7 +191,9 @@ def fit(
     units = vectors(joined(list(chosen)))
     rest = vectors(joined(list(corpus)))
     keep = np.random.default_rng(seed).permutation(len(rest))[: 2 * len(units)]
-    data = np.concatenate([units, units, rest[keep]])
+    # float64: products differ from one processor to the next by their last bits, and in float32 that
+    # moves points to another mean, so that no code would mean the same
+    data = np.concatenate([units, units, rest[keep]]).astype(np.float64)
     centre = data.mean(0)
     _, _, axes = np.linalg.svd(data - centre, full_matrices=False)
     left = (data - centre) @ axes[:COMPONENTS].T
@@ -265,7 +273,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    make_units(args.seed).save(args.run / "units.npz")
+    units = make_units(args.seed)
+    units.save(args.run / "units.npz")
+    print(f"sha256 of the words' codes: {units.digest()}")
 
 
 if __name__ == "__main__":

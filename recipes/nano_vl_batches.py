@@ -240,7 +240,7 @@ class Batches:
         return self.drawn("shapes" if kind < 0.75 else "pictures", draw, height, width, asked)
 
     def other(self, random: Random) -> Part:
-        """Flags, clocks, bars, and what nothing can be told of; small."""
+        """Flags, clocks and bars, small; and, in all sizes, what nothing can be told of."""
         height, width = random.choice(((4, 4), (6, 6), (5, 5), (8, 8)))
         kinds = {
             "flag": partial(flag, random, self.gallery),
@@ -249,6 +249,8 @@ class Batches:
             "photograph": partial(photograph, random),
         }
         name = random.choice(tuple(kinds))
+        if name == "photograph":
+            height, width = random.choice(SIZES[random.choice(("small", "middle", "large"))])
         return self.drawn(name, partial(kinds[name], 32 * height, 32 * width), height, width)
 
     def conversation(self, random: Random) -> Part:
