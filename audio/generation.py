@@ -76,8 +76,9 @@ def text_logits(model: SpeechModel, hidden: Tensor) -> Tensor:
 
 
 class Recital:
-    """Logits -> id, for words that are given: at each turn of the text the next word or the token
-    that says nothing, whichever is likelier. For checkpoints that fill text slots (`text_pad`)."""
+    """Logits -> id, for words that are given: at each turn of the text the token that says nothing,
+    where that is likelier than all others together, or the next word. A single word's chance tells
+    little: the model may expect another. For checkpoints that fill text slots (`text_pad`)."""
 
     def __init__(self, words: Sequence[int], marks: Marks) -> None:
         """Raises ValueError where the checkpoint has no such token."""
@@ -87,8 +88,8 @@ class Recital:
         self.begun = False
 
     def __call__(self, logits: Tensor) -> int:
-        following = self.left[0]
-        waits = self.begun and len(self.left) > 1 and logits[self.pad] > logits[following]
+        silence = bool(logits.float().softmax(-1)[self.pad] > 0.5)
+        waits = silence and self.begun and len(self.left) > 1
         self.begun = True
         return self.pad if waits else self.left.pop(0)
 

@@ -123,7 +123,8 @@ class Dialogue:
         made.text(self.ids("<|im_start|>assistant\n"))
 
     def interleaved(self, made: Positions, reply: str, *, free: float, slots: float) -> None:
-        """The reply, words and frames in time. `free` weighs the words, `slots` the empty slots."""
+        """The reply, words and frames in time. `free` weighs the words, `slots` the empty slots;
+        a negative `free` weighs that a word comes, whichever."""
         tokens, codes = self.aligned(reply)
         place = 0
         for token in tokens:

@@ -89,7 +89,8 @@ class Requests:
     def batch(self, step: int, lengths: Tensor, clips: Sequence[Clip]) -> Packed:
         draw = random.Random(f"joined {self.lines.seed}/{step}")
         made = [self.line(c, n, draw) for c, n in zip(clips, lengths.tolist(), strict=True)]
-        return Packed(made, np.random.default_rng([self.lines.seed, step, 1]))
+        noise = np.random.default_rng([self.lines.seed, step, 1])
+        return Packed(made, noise, self.lines.dialogue.pad)
 
     def line(self, clip: Clip, count: int, draw: random.Random) -> Positions:
         dialogue = self.lines.dialogue
@@ -172,7 +173,7 @@ def step_losses(whole: Whole, requests: Requests, step: int) -> dict[str, Tensor
 
 
 def total(parts: dict[str, Tensor]) -> Tensor:
-    weights = {"text": 1.0, "book0": 0.5, "books": 0.75, "ctc": TEACHER}
+    weights = {"text": 1.0, "given": 1.0, "book0": 0.5, "books": 0.75, "ctc": TEACHER}
     return torch.stack([weights[k.removeprefix("again ")] * v for k, v in parts.items()]).sum()
 
 

@@ -52,8 +52,9 @@ from lfm2_mm.train import Plan, Training
 BATCH = 16  # sequences a step
 SORTED = 4  # steps whose lines are drawn together and dealt out by length
 JUDGED = 0.35  # part of the frames that the depth transformer learns on
-WEIGHTS = {"text": 1.0, "book0": 1.0, "books": 1.5}
+WEIGHTS = {"text": 1.0, "given": 1.0, "book0": 1.0, "books": 1.5}
 SLOTS = 0.3  # weight of "nothing is said now" against that of a word
+SOME = -0.3  # of "a word is said now" where words are given: which, nobody can know
 NOISE, LOST = 0.03, 0.01  # codes and whole frames that are heard wrong, so that mistakes heal
 BLUR = 0.15  # noise over what is imagined to be heard, in deviations of an embedding
 AGAIN = 0.25  # part of the replies that a second exchange follows
@@ -105,7 +106,9 @@ class Mouth(nn.Module):
 class Packed:
     """Turns of one step, padded on the right."""
 
-    def __init__(self, turns: Sequence[Positions], draw: np.random.Generator) -> None:
+    def __init__(self, turns: Sequence[Positions], draw: np.random.Generator, pad: int) -> None:
+        """`pad`: the token of a text slot without a word."""
+        self.pad = pad
         longest = max(len(t.kinds) for t in turns)
         shape = (len(turns), longest)
         self.kinds = torch.zeros(shape, dtype=torch.long)
@@ -165,9 +168,14 @@ def losses(
         mouth.backbone.logits(hidden[words]), batch.tokens[:, 1:][words], reduction="none"
     )
     weights = judged[words]
+    given = (kinds == TEXT) & (judged < 0)
     spoken = (kinds == SPOKEN) & (judged > 0)
     spoken &= torch.from_numpy(draw.random(tuple(spoken.shape)) < share)
     made = {"text": (text * weights).sum() / weights.sum()}
+    if given.any():
+        scores = mouth.backbone.logits(hidden[given]).float().log_softmax(-1)
+        some = torch.cat([scores[:, : batch.pad], scores[:, batch.pad + 1 :]], 1).logsumexp(-1)
+        made["given"] = (some * judged[given]).mean()
     if not spoken.any():
         return made
     codes = batch.codes[:, 1:][spoken]
@@ -193,7 +201,7 @@ class Lines:
         place = step % SORTED * BATCH
         torch.manual_seed(step)
         noise = np.random.default_rng([self.seed, step])
-        return Packed(drawn[place : place + BATCH], noise), noise
+        return Packed(drawn[place : place + BATCH], noise, self.dialogue.pad), noise
 
     def line(self, draw: random.Random, mix: Mix) -> Positions:
         if draw.random() < mix.whole:
@@ -203,7 +211,7 @@ class Lines:
             made = self.dialogue.opening(INTERLEAVED)
             self.dialogue.answer(made)
             said = salad(draw, self.words) if draw.random() < 0.6 else draw_reply(draw)
-            self.dialogue.interleaved(made, said, free=0.0, slots=SLOTS)
+            self.dialogue.interleaved(made, said, free=SOME, slots=SLOTS)
             return made
         if kind < mix.salad + mix.written:
             made = self.dialogue.opening(HEAR)
@@ -294,7 +302,7 @@ def check(mouth: Mouth, lines: Lines, count: int, seed: int) -> str:
 
 def follow(mouth: Mouth, made: Positions, begin: int) -> tuple[np.ndarray, list[bool]]:
     """The model's own frames, fed back to it, with the words given; was each token its choice?"""
-    batch = Packed([made], np.random.default_rng(0))
+    batch = Packed([made], np.random.default_rng(0), 0)
     batch.listened = batch.codes
     state, frames, said = mouth.backbone.start(), [], []
     embeds = batch.embeds(mouth)

@@ -103,12 +103,12 @@ def test_which_end_belongs_to_the_reply() -> None:
     assert Sequential(AUDIO_START).keeps_end and not interleaved().keeps_end
 
 
-def test_given_words_come_when_they_are_likelier_than_silence_and_then_the_end() -> None:
+def test_given_words_come_when_silence_is_less_likely_than_all_else_and_then_the_end() -> None:
     marks = Marks(start=1, turn_end=IM_END, audio_start=AUDIO_START, text_end=TEXT_END, pad=9)
     recital = Recital([WORD, WORD + 1], marks)
     waits, comes = torch.zeros(400), torch.zeros(400)
-    waits[9] = 1.0
-    comes[[WORD + 1, TEXT_END, 77]] = torch.tensor([1.0, 1.0, 5.0])  # 77 is not given: never said
+    waits[9] = 8.0  # against 399 others, which weigh 6 together
+    comes[[9, 77]] = torch.tensor([5.0, 8.0])  # the model expects 77, which is not given
     made = [recital(logits) for logits in (waits, waits, comes, waits, comes, waits)]
     assert made == [WORD, 9, WORD + 1, 9, TEXT_END, IM_END]
     with pytest.raises(ValueError, match="fills text slots"):

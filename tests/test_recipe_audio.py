@@ -156,7 +156,7 @@ def test_padding_changes_no_loss(lines: Lines) -> None:
     draw = np.random.default_rng
 
     def of(some: list[Positions]) -> dict[str, float]:
-        packed = Packed(some, draw(0))
+        packed = Packed(some, draw(0), 0)
         packed.listened = packed.codes
         return {k: v.item() for k, v in losses(mouth, packed, draw(1), share=1.0).items()}
 
