@@ -3,7 +3,8 @@
 Two heads that are not shipped teach it: CTC over words and, where the times of words are known, the
 word in each 80 ms. Real orders have labels instead of words: of all wordings with those labels the
 likeliest is taken, with each opening's mean score over all clips subtracted, since bare CTC scores
-favour the shortest. Redone every fifth of the run. `--begin FOLDER` goes on from a checkpoint's ears.
+favour the shortest. Redone every fifth of the run. `--begin FOLDER` goes on from the ears of a
+finished checkpoint.
 """
 
 from __future__ import annotations
@@ -316,9 +317,7 @@ def begin(ears: Ears, sounds: Sounds, folder: Path) -> None:
     ears.conformer.requires_grad_(True)
 
 
-def train(
-    sounds: Sounds, folder: Path, steps: int, seed: int, older: Path | None = None
-) -> Ears:
+def train(sounds: Sounds, folder: Path, steps: int, seed: int, older: Path | None = None) -> Ears:
     torch.manual_seed(seed)
     ears = Ears(vocabulary())
     training = Training(ears, AGAIN if older else PLAN)

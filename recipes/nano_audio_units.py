@@ -191,8 +191,8 @@ def fit(
     units = vectors(joined(list(chosen)))
     rest = vectors(joined(list(corpus)))
     keep = np.random.default_rng(seed).permutation(len(rest))[: 2 * len(units)]
-    # float64: products differ from one processor to the next by their last bits, and in float32 that
-    # moves points to another mean, so that no code would mean the same
+    # float64: products differ from one processor to the next by their last bits, and in float32
+    # that moves points to another mean, so that no code would mean the same
     data = np.concatenate([units, units, rest[keep]]).astype(np.float64)
     centre = data.mean(0)
     _, _, axes = np.linalg.svd(data - centre, full_matrices=False)
