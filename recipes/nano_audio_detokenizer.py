@@ -79,6 +79,12 @@ class Detokenizer(nn.Module):
             "istft.window": torch.hann_window(SIZE),
         }  # fmt: skip
 
+    def load_published(self, tensors: Mapping[str, Tensor]) -> None:
+        """The other way."""
+        renamed = {k.replace("emb.emb.", "emb."): t.float() for k, t in tensors.items()}
+        del renamed["istft.window"]
+        self.load_state_dict(renamed)
+
 
 def wave(log: Tensor, phase: Tensor) -> Tensor:
     """(b, n, 641) twice -> (b, n * 320): inverse STFT, "same" padding."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import cast
 
 import torch
 from nano_audio_detokenizer import BINS, Detokenizer
 from nano_audio_detokenizer import settings as voice_settings
 from nano_audio_joined import Whole, averages
-from nano_audio_model import settings
+from nano_audio_model import SHARPER, settings, sharpen
 from nano_audio_mouth import Lines, lines_of
 from nano_audio_tokenizer import files as tokenizer_files
 from nano_audio_units import PAUSES
@@ -19,13 +18,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from audio.codec import DETOKENIZER
-from audio.depth import CodebookHead
 from audio.lexicon import FILE as LEXICON
 from audio.loading import published_speech
 from audio.model import SpeechModel
 from lfm2_mm.weights import write
 
-SHARPER = 6.0
 LOUDNESS = 0.7  # of the voice it learned, whose loudest pulses reach beyond 1
 CARD = Path(__file__).with_name("nano_audio_card.md")
 
@@ -36,23 +33,11 @@ def small(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: t if k.endswith(kept) else t.bfloat16() for k, t in tensors.items()}
 
 
-@torch.no_grad()
-def sharpen(model: SpeechModel) -> None:
-    """Logits times SHARPER: what is sampled at the published temperatures is nearly the likeliest.
-
-    The last norms carry the factor; what else reads the backbone's norm takes it out again.
-    """
-    model.backbone.norm.weight.mul_(SHARPER)
-    model.depth.project.weight.div_(SHARPER)
-    for head in cast("list[CodebookHead]", list(model.depth.heads)):
-        head.norm.weight.mul_(SHARPER)
-
-
 def save_folder(whole: Whole, voice: Detokenizer, lines: Lines, folder: Path) -> Path:
     """The checkpoint, voice and tokenizer included; what only taught stays behind."""
     mouth, config = whole.mouth, whole.config
     model = SpeechModel(config, mouth.backbone, whole.encoder, mouth.frames, mouth.depth)
-    sharpen(model)
+    sharpen(model, SHARPER)
     with torch.no_grad():
         voice.lin.bias[:BINS] += math.log(LOUDNESS)
     files = tokenizer_files(lines.dialogue.tokenizer) | {
@@ -66,14 +51,19 @@ def save_folder(whole: Whole, voice: Detokenizer, lines: Lines, folder: Path) ->
     return write(folder, small(published_speech(model)), config.to_json(), files)
 
 
-def trained(data: Path, run: Path) -> tuple[Whole, Detokenizer, Lines]:
-    """What the trainings in `run` have reached, with averaged weights."""
+def trained(data: Path, run: Path, older: Path | None) -> tuple[Whole, Detokenizer, Lines]:
+    """What the trainings in `run` have reached, with averaged weights; the voice of `older`."""
     lines = lines_of(data, run, 0)
     whole = Whole(settings(lines.dialogue.tokenizer_size), lines, 0)
     whole.load_state_dict(averages(run / "joined.safetensors"), strict=False)
     whole.load_state_dict(load_file(run / "joined-norms.safetensors"), strict=False)
     voice = Detokenizer()
-    voice.load_state_dict(averages(run / "detokenizer.safetensors"), strict=False)
+    if older:
+        voice.load_published(load_file(older / DETOKENIZER / "model.safetensors"))
+        with torch.no_grad():
+            voice.lin.bias[:BINS] -= math.log(LOUDNESS)
+    else:
+        voice.load_state_dict(averages(run / "detokenizer.safetensors"), strict=False)
     return whole.eval(), voice.eval(), lines
 
 
@@ -81,9 +71,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
+    parser.add_argument("--voice", type=Path, help="a checkpoint whose detokenizer is kept")
     args = parser.parse_args()
     with torch.no_grad():
-        folder = save_folder(*trained(args.data, args.run), args.run / "checkpoint")
+        folder = save_folder(*trained(args.data, args.run, args.voice), args.run / "checkpoint")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.2f} MB")
 

@@ -3,6 +3,7 @@
 The adapter between them is first fitted by itself: it is to give, at each moment, the embedding of
 the word that the ears' teachers hear, which is what the backbone was brought up with. Then all is
 trained together, on replies and transcripts, ears at a lower rate and with their teacher.
+`--begin FOLDER` takes the mouth of a finished checkpoint, taught with the same units.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from nano_audio_clips import Clip, vocabulary
 from nano_audio_dialogue import HEAR, INTERLEAVED, Positions
 from nano_audio_ears import Batch, Ears, Sounds, ctc_loss, force, settle_norms
-from nano_audio_model import settings
+from nano_audio_model import SHARPER, settings, sharpen
 from nano_audio_mouth import REHEARSAL, SLOTS, Lines, Mouth, Packed, lines_of, losses
 from nano_audio_tokenizer import BLANK, UNKNOWN
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,8 @@ from torch.nn import functional as F
 
 from audio.config import AudioConfig
 from audio.encoder import AudioEncoder
+from audio.loading import load_speech
+from lfm2_mm.device import choose
 from lfm2_mm.errors import BadInput
 from lfm2_mm.train import Plan, Training
 
@@ -114,14 +117,35 @@ class Requests:
         return made
 
 
-def put_together(config: AudioConfig, lines: Lines, sounds: Sounds, run: Path, seed: int) -> Whole:
-    """The averaged weights of ears and mouth in one, the adapter fitted."""
+def put_together(
+    config: AudioConfig, lines: Lines, sounds: Sounds, run: Path, seed: int, older: Path | None
+) -> Whole:
+    """The averaged weights of ears and mouth in one, the adapter fitted. The mouth is `older`'s."""
     whole = Whole(config, lines, seed)
     whole.ears.load_state_dict(averages(run / "ears.safetensors"), strict=False)
-    whole.mouth.load_state_dict(averages(run / "mouth.safetensors"))
+    if older:
+        begin(whole, older)
+    else:
+        whole.mouth.load_state_dict(averages(run / "mouth.safetensors"))
     settle_norms(whole.ears, sounds)
     fit_adapter(whole, sounds)
     return whole
+
+
+def begin(whole: Whole, folder: Path) -> None:
+    """A checkpoint's mouth and adapter. Raises BadInput where its sizes are others."""
+    model = load_speech(folder, choose("cpu", "fp32"))
+    if model.config != whole.config:
+        raise BadInput(
+            f"{folder} has other sizes than nano_audio_model.py says; train the mouth anew"
+        )
+    sharpen(model, 1 / SHARPER)
+    for own, its in (
+        (whole.mouth.backbone, model.backbone), (whole.mouth.frames, model.frames),
+        (whole.mouth.depth, model.depth), (whole.encoder.norm, model.ears.norm),
+        (whole.encoder.up, model.ears.up), (whole.encoder.out, model.ears.out),
+    ):  # fmt: skip
+        own.load_state_dict(its.state_dict())
 
 
 def averages(path: Path) -> dict[str, Tensor]:
@@ -213,6 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
+    parser.add_argument("--begin", type=Path, help="a checkpoint's folder, for its mouth")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -222,7 +247,7 @@ def main() -> None:
     if (args.run / "joined.safetensors").exists():
         whole = Whole(config, lines, args.seed)
     else:
-        whole = put_together(config, lines, sounds, args.run, args.seed)
+        whole = put_together(config, lines, sounds, args.run, args.seed, args.begin)
     train(whole, Requests(lines, sounds), args.run, args.steps)
 
 
