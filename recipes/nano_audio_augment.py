@@ -20,7 +20,7 @@ def augment(
     samples = stretched(clip.samples, slower)
     if draw.random() < 0.3:
         samples = fftconvolve(samples, draw.choice(rooms))[: len(samples)]
-    if draw.random() < 0.35:
+    if draw.random() < 0.25:
         samples = band_limited(samples, draw.uniform(2500, 4000))
     if draw.random() < 0.3:
         samples = tilted(samples, draw.uniform(-0.5, 0.5))

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nano_audio_accents import ACCENTS as FOREIGN
-from nano_audio_accents import accented
 from nano_audio_language import SORRY, TALK, Turn, draw_digits, draw_order, draw_talk
 from nano_audio_voice import Flite
 
@@ -27,8 +25,6 @@ VARIANTS = Path("/usr/lib/x86_64-linux-gnu/espeak-ng-data/voices/!v")
 STRANGE = {"whisper", "whisperf", "croak", "Demonic", "Half-LifeAnnouncementSystem", "robosoft",
            "UniRobot", "caleb", "fast"}  # fmt: skip
 FLITE = ("slt", "awb", "rms", "kal16")
-FLITE_SHARE = 0.12
-FOREIGN_SHARE = 0.45  # of the bare numbers
 SYNCHRONOUS, WORD, ITS_TEXT = 2, 1, 1  # speak_lib.h: output mode, event type, UTF-8
 SPEED, PITCH, RANGE = 1, 3, 4  # parameters
 
@@ -113,9 +109,9 @@ def held_out(voice: str) -> bool:
 def draw_turn(draw: random.Random, others: Sequence[str]) -> Turn:
     """What a customer says: orders, digits, small talk, and what nobody can answer here."""
     kind = draw.random()
-    if kind < 0.36:
+    if kind < 0.40:
         return draw_order(draw)
-    if kind < 0.66:
+    if kind < 0.62:
         return draw_digits(draw)
     if kind < 0.88:
         return draw_talk(draw)
@@ -123,7 +119,7 @@ def draw_turn(draw: random.Random, others: Sequence[str]) -> Turn:
 
 
 def speak(count: int, seed: int, others: Sequence[str], measured: bool) -> Iterator[Spoken]:
-    """Requests in random voices; `measured` takes the held-out voices only, all of them English."""
+    """Requests in random voices; `measured` takes the held-out voices only."""
     import torch
     from torchaudio.functional import resample
 
@@ -132,19 +128,14 @@ def speak(count: int, seed: int, others: Sequence[str], measured: bool) -> Itera
     names = [v for v in voices() if held_out(v) == measured and espeak.knows(v)]
     for _ in range(count):
         turn = draw_turn(draw, others)
-        text, voice = turn.request, draw.choice(names)
-        bare = turn.intent == "digits" and text == turn.slots["digits"]
-        if not measured and bare and draw.random() < FOREIGN_SHARE:
-            accent = draw.choice(tuple(FOREIGN))
-            text, voice = accented(text, accent, draw), f"{accent}+{voice.partition('+')[2]}"
-        elif not measured and draw.random() < FLITE_SHARE:
+        if not measured and draw.random() < 0.12:
             voice = draw.choice(FLITE)
-        if voice in FLITE:
-            samples, rate, times = flites[voice].say(text)
+            samples, rate, times = flites[voice].say(turn.request)
             starts = tuple(start for _, start, _ in times)
         else:
+            voice = draw.choice(names)
             samples, rate, starts = espeak.say(
-                text, voice, speed=draw.randint(120, 210), pitch=draw.randint(15, 80),
+                turn.request, voice, speed=draw.randint(120, 210), pitch=draw.randint(15, 80),
                 spread=draw.randint(20, 80),
             )  # fmt: skip
         if len(starts) != len(turn.request.split()):
@@ -191,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
-    parser.add_argument("--count", type=int, default=14000)
+    parser.add_argument("--count", type=int, default=12000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     others = other_sentences(args.data, 4000, args.seed)

@@ -18,13 +18,14 @@ from nano_audio_detokenizer import Detokenizer, Grains, draw_batch
 from nano_audio_dialogue import INTERLEAVED, N_AUDIO, SPOKEN, TEXT, Dialogue, Positions
 from nano_audio_files import save_folder
 from nano_audio_heldout import plain, read_codes, slots_right, slots_told
-from nano_audio_joined import Whole
+from nano_audio_joined import Whole, begin
 from nano_audio_language import SORRY, draw_order, draw_reply, lexicon, words_of
 from nano_audio_model import settings
 from nano_audio_mouth import Lines, Mix, Mouth, losses, train
 from nano_audio_tokenizer import make_tokenizer
 from nano_audio_units import CODES, PAUSES, Units
 from nano_audio_voice import FRAME, sound
+from safetensors.torch import load_file
 
 import audio
 from lfm2_mm.types import Audio
@@ -182,3 +183,20 @@ def test_the_folder_opens_as_a_published_one_does(lines: Lines, tmp_path: Path) 
     spoken = speech.speak("Hello zork", manner=Manner(steps=6))
     assert spoken.spelled == ("zork",)
     assert "[?]" in speech.tokenizer.decode(speech.tokenizer.encode("a zork", special=False))
+
+
+def test_a_finished_mouth_is_gone_on_with(lines: Lines, tmp_path: Path) -> None:
+    """What a folder gives back is what was trained, to bfloat16's rounding, and unsharpened."""
+    config = settings(lines.dialogue.tokenizer_size)
+    whole, voice = Whole(config, lines, 0).eval(), Detokenizer().eval()
+    trained = {k: t.clone() for k, t in whole.mouth.state_dict().items()}
+    adapter = whole.encoder.out.weight.detach().clone()
+    sounds = voice.emb.weight.detach().clone()
+    folder = save_folder(whole, voice, lines, tmp_path / "checkpoint")
+    again, other = Whole(config, lines, 1), Detokenizer()
+    begin(again, folder)
+    for name, tensor in again.mouth.state_dict().items():
+        torch.testing.assert_close(tensor, trained[name], rtol=2**-8, atol=0)
+    torch.testing.assert_close(again.encoder.out.weight, adapter, rtol=2**-8, atol=0)
+    other.load_published(load_file(folder / "audio_detokenizer" / "model.safetensors"))
+    torch.testing.assert_close(other.emb.weight, sounds, rtol=2**-8, atol=0)
