@@ -27,6 +27,7 @@ from nano_vl_model import (
     cross_entropy_of_labels,
 )
 from nano_vl_scenes import Gallery
+from nano_vl_together import Together, joined
 from nano_vl_tokens import Scribe, make_tokenizer
 from nano_vl_training import Training
 from nano_vl_words import TRAINING_FONTS, Lexicon, load_words
@@ -42,9 +43,11 @@ GUIDED = 0.5
 RAMP, FALL = 100, 600  # steps: the rate rises for some, and falls with the root after others
 APART = 100  # steps after the warm-up
 HEADS = 200  # steps that heads of labels, which no checkpoint keeps, are fitted to a finished tower
+APART_BY = 10_000  # seeds of processes side by side
 HEARD = 0.1  # of the answers' gradient: more of it, as noisy as it is, unteaches the tower letters
 # What a run may change when it goes on.
-FREE = ("data", "out", "begin", "minutes", "steps", "finish", "report", "threads", "device")
+FREE = ("data", "out", "begin", "minutes", "steps", "finish", "report", "threads", "processes",
+        "device")  # fmt: skip
 
 
 class Loss:
@@ -60,8 +63,10 @@ class Loss:
         told: dict[str, float] = {}
         with torch.autocast(self.device, torch.bfloat16):
             if part.patches is not None:
-                features = self.model.see(part.patches.to(self.device), part.rows, part.columns)
-                loss, told = self.labels(part, features)
+                with torch.set_grad_enabled(part.labelled):
+                    features = self.model.see(part.patches.to(self.device), part.rows, part.columns)
+                if part.labelled:
+                    loss, told = self.labels(part, features)
                 if part.ids is not None:
                     shown = features.detach().lerp(features, 0.0 if apart else HEARD)
                     seen = self.model.vision.projector(shown, part.rows, part.columns)
@@ -130,29 +135,43 @@ class Means:
         return " ".join(f"{key} {value:.3f}" for key, value in sorted(told.items()))
 
 
-def prepare(args: argparse.Namespace) -> tuple[Batches, Tokenizer]:
-    gallery, talk = Gallery(args.data), chat(args.data)
+def prepare_tokenizer(args: argparse.Namespace) -> None:
+    """The run's own, made once."""
     path = args.out / "tokenizer.json"
     if args.begin and not path.exists():
         path.write_bytes((args.begin / "tokenizer.json").read_bytes())
     if not path.exists():
-        path.write_text(make_tokenizer(vocabulary(gallery, talk)).to_str(), encoding="utf-8")
-    tokenizer = Tokenizer.from_file(str(path))
+        words = vocabulary(Gallery(args.data), chat(args.data))
+        path.write_text(make_tokenizer(words).to_str(), encoding="utf-8")
+
+
+def prepare(args: argparse.Namespace, rank: int) -> tuple[Batches, Tokenizer]:
+    gallery, talk = Gallery(args.data), chat(args.data)
+    tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
     words, _ = load_words(args.data)
     lexicon = Lexicon(words, TRAINING_FONTS)
-    batches = Batches(
-        lexicon, gallery, Scribe(tokenizer), talk, args.seed, args.warm_up, args.horizon
-    )
+    seed = args.seed + APART_BY * rank
+    batches = Batches(lexicon, gallery, Scribe(tokenizer), talk, seed, args.warm_up, args.horizon)
     return batches, tokenizer
 
 
-def train(args: argparse.Namespace, say: Callable[[str], None]) -> Training:
+def train(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     """One run, from where its state is."""
+    settle(args.out, {k: v for k, v in vars(args).items() if k not in FREE})
+    prepare_tokenizer(args)
+    with joined(args.processes, helped, args) as together:
+        trained(args, say, together)
+
+
+def helped(together: Together, args: argparse.Namespace) -> None:
+    trained(args, lambda _: None, together)
+
+
+def trained(args: argparse.Namespace, say: Callable[[str], None], together: Together) -> None:
     torch.manual_seed(args.seed)
     if args.threads:
         torch.set_num_threads(args.threads)
-    settle(args.out, {k: v for k, v in vars(args).items() if k not in FREE})
-    batches, tokenizer = prepare(args)
+    batches, tokenizer = prepare(args, together.rank)
     shape = Shape(args.tower, args.tower_layers, 2 * args.hidden, args.hidden, args.layers,
                   3 * args.hidden)  # fmt: skip
     model = NanoVL(shape, tokenizer.get_vocab_size(), args.seed).to(args.device)
@@ -161,6 +180,7 @@ def train(args: argparse.Namespace, say: Callable[[str], None]) -> Training:
     found = finish if args.finish and finish.exists() else state
     if args.begin and not found.exists():
         begin(model, args.begin, batches)
+        together.same(model.parameters())
         training = Training(model, args.rate, args.rest_rate)
         training.step = args.warm_up + args.horizon
     notes = training.load(found) if found.exists() else {"seconds": "0"}
@@ -173,11 +193,10 @@ def train(args: argparse.Namespace, say: Callable[[str], None]) -> Training:
     )
     say(f"{count / 1e6:.2f} M parameters, vocabulary {tokenizer.get_vocab_size()}")
     run(args, training, Loss(model, batches.scribe.opening, args.device), batches,
-        finish if args.finish else state, spent, begun, say)  # fmt: skip
-    if args.finish and training.step >= begun + args.finish:
+        finish if args.finish else state, spent, begun, say, together)  # fmt: skip
+    if together.rank == 0 and args.finish and training.step >= begun + args.finish:
         training.use_averages()
         save_folder(model, tokenizer, args.out / "checkpoint")
-    return training
 
 
 def begin(model: NanoVL, folder: Path, batches: Batches) -> None:
@@ -212,13 +231,15 @@ def factors(args: argparse.Namespace, step: int, begun: int) -> tuple[float, flo
 
 def run(
     args: argparse.Namespace, training: Training, loss_of: Loss, batches: Batches, state: Path,
-    spent: float, begun: int, say: Callable[[str], None],
+    spent: float, begun: int, say: Callable[[str], None], together: Together,
 ) -> None:  # fmt: skip
     """Steps until time or steps are used up. Whatever ends the loop, the state is saved."""
     start, saved, means = time.process_time(), time.monotonic(), Means()
     last = begun + args.finish if args.finish else args.steps
 
     def save() -> None:
+        if together.rank:
+            return
         seconds = spent + time.process_time() - start
         training.save(state, {"seconds": f"{seconds:.1f}", "begun": str(begun)})
 
@@ -227,7 +248,7 @@ def run(
             while True:
                 seconds = spent + time.process_time() - start
                 done = training.step >= last if last else seconds > 60 * args.minutes
-                if done:
+                if together.agreed(done):
                     break
                 for part in batches.step(training.step):
                     loss, told = loss_of(part, training.step < args.warm_up + APART)
@@ -235,6 +256,7 @@ def run(
                         raise FloatingPointError(f"loss {loss.item()} at step {training.step}")
                     loss.backward()
                     means.add(part.name, told | {"loss": loss.item()})
+                together.average(training.named.values())
                 norm = training.update(*factors(args, training.step, begun))
                 if training.step % args.report == 0:
                     say(f"step {training.step} ({seconds / 60:.1f} min) norm {norm:.2f} {means}")
@@ -259,6 +281,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, help="of torch; 1 where others use the processor too")
+    add("--processes", type=int, default=1, help="side by side, a part of each step in each")
     add("--tower", type=int, default=192)
     add("--tower-layers", type=int, default=5)
     add("--hidden", type=int, default=192)

@@ -14,7 +14,17 @@ from random import Random
 import numpy as np
 import torch
 from nano_vl_draw import CELL_HEIGHT, CELL_WIDTH, PATCH, Drawing, Shown, by_patch, fill
-from nano_vl_scenes import Gallery, Scenes, about, bars, clock, flag, photograph, questions
+from nano_vl_scenes import (
+    Gallery,
+    Scenes,
+    about,
+    ask_many,
+    bars,
+    clock,
+    flag,
+    photograph,
+    questions,
+)
 from nano_vl_texts import Layout, Turn, form, lines, window
 from nano_vl_tokens import PAD, Scribe, words_of
 from nano_vl_words import Lexicon, rows
@@ -22,7 +32,8 @@ from torch import Tensor
 
 Drawer = Callable[[], tuple[Drawing, list[Turn]]]
 
-PATCHES = 1024  # of one part of a step
+PATCHES = 1024  # of one part of a step; twice as many where the tower only looks
+LABELLED = 0.25  # of what is read: windows teach the tower letters, answers wait for the backbone
 CANVAS, CANVASES = 512, 24  # windows are cut from a few larger sheets, renewed one by one
 STEPS_A_SHEET = 3
 SIZES = {  # rows and columns of tokens, 32 pixels each
@@ -38,6 +49,8 @@ LAYOUTS = {
     "middle": Layout(characters=60),
     "large": Layout(characters=110),
 }
+SPARSE = Layout(least=16, characters=45, lines=5, words=1)  # a few words, one below the other
+COUNTED = 3  # more questions of how many for each scene: they are learned last
 SCENE_SIZES = (
     (4, 4),
     (4, 4),
@@ -71,7 +84,7 @@ class Part:
 
     patches (n, rows * columns, 768); cells (n, patches, 8), kinds and colours (n, patches); ids and
     answers (n, tokens): what follows the picture, and where the model speaks; looks (n, tokens):
-    the token of the picture that a letter is read from, or -1.
+    the token of the picture that a letter is read from, or -1. `labelled`: the tower learns too.
     """
 
     name: str
@@ -84,6 +97,7 @@ class Part:
     ids: Tensor | None = None
     answers: Tensor | None = None
     looks: Tensor | None = None
+    labelled: bool = True
 
 
 def chat(data: Path) -> list[Turn]:
@@ -213,13 +227,16 @@ class Batches:
 
     def reading(self, random: Random, step: int, name: str, crop: bool = False) -> Part:
         progress = min(1.0, (step - self.warm_up) / max(1, self.horizon))
-        shares = {"small": 0.4, "middle": 0.1 + 0.25 * progress, "large": 0.05 + 0.3 * progress}
+        shares = {"small": 0.4, "middle": 0.1 + 0.25 * progress, "large": 0.05 + 0.45 * progress}
         kind = "crop" if crop else random.choices(tuple(shares), tuple(shares.values()))[0]
         height, width = random.choice(SIZES[kind])
         layout = LAYOUTS[kind]
+        if name == "lines" and kind in ("middle", "large") and random.random() < 0.5:
+            layout = SPARSE
         draw = form if name == "form" and not crop else lines
         drawer = partial(draw, random, self.lexicon, 32 * height, 32 * width, layout)
-        return self.drawn(f"{name}-{kind}", drawer, height, width)
+        labelled = random.random() < LABELLED
+        return self.drawn(f"{name}-{kind}", drawer, height, width, labelled=labelled)
 
     def scene(self, random: Random, asked: bool) -> Part:
         height, width = random.choice(SCENE_SIZES)
@@ -228,7 +245,9 @@ class Batches:
         def draw() -> tuple[Drawing, list[Turn]]:
             drawer = self.scenes.shapes if kind < 0.75 else self.scenes.pictures
             drawing, things = drawer(random, 32 * height, 32 * width)
-            turns = questions(random, things, 5)
+            more = [ask_many(random, things) for _ in range(COUNTED)]
+            turns = list(dict.fromkeys([*questions(random, things, 5), *more]))
+            random.shuffle(turns)
             for question, _, _ in turns:
                 thing = about(question, things)
                 if thing:
@@ -258,16 +277,21 @@ class Batches:
         ids, answers = self.spoken(turns, picture=False)
         return Part("chat", 0, 0, None, None, None, None, ids, answers)
 
-    def drawn(self, name: str, draw: Drawer, height: int, width: int, asked: bool = True) -> Part:
+    def drawn(
+        self, name: str, draw: Drawer, height: int, width: int, asked: bool = True,
+        labelled: bool = True,
+    ) -> Part:  # fmt: skip
         shown: list[Shown] = []
         turns: list[list[Turn]] = []
-        for _ in range(max(1, PATCHES // (4 * height * width))):
+        for _ in range(max(1, (1 if labelled else 2) * PATCHES // (4 * height * width))):
             drawing, spoken = draw()
             shown.append(drawing.shown(32 * height, 32 * width))
             turns.append(spoken)
-        return self.part(name, shown, turns if asked else None)
+        return self.part(name, shown, turns if asked else None, labelled)
 
-    def part(self, name: str, shown: list[Shown], turns: list[list[Turn]] | None) -> Part:
+    def part(
+        self, name: str, shown: list[Shown], turns: list[list[Turn]] | None, labelled: bool = True
+    ) -> Part:
         height, width, _ = shown[0].pixels.shape
         ids, answers, looks = None, None, None
         if turns:
@@ -282,7 +306,7 @@ class Batches:
             torch.from_numpy(np.stack([s.cells for s in shown])).long(),
             torch.from_numpy(np.stack([s.kinds for s in shown])).long(),
             torch.from_numpy(np.stack([s.colours for s in shown])).long(),
-            ids, answers, looks,
+            ids, answers, looks, labelled,
         )  # fmt: skip
 
     def spoken(self, turns: list[list[Turn]], picture: bool) -> tuple[Tensor, Tensor]:

@@ -81,11 +81,13 @@ class Drawing:
         return Shown(np.asarray(image), by_patch(cells), kinds.ravel(), colours.ravel(), places)
 
     def join(self, texts: Sequence[str]) -> str:
-        """Texts as lines of one text, which lies where they lie."""
+        """Texts as lines of one text, which lies where they lie; a break lies where the next line
+        begins, so that whoever is to write one looks whether there is a line at all."""
         whole, boxes = "\n".join(texts), list[Box | None]()
         for text in texts:
-            boxes += [*self.written.get(text, [None] * len(text)), None]
-        self.written[whole] = boxes[:-1]
+            own = self.written.get(text, [None] * len(text))
+            boxes += [*own[:1], *own] if boxes else own
+        self.written[whole] = boxes
         return whole
 
 
