@@ -25,6 +25,12 @@ COLOURS: dict[str, Colour] = {
     "orange": (250, 140, 20), "purple": (130, 45, 165), "brown": (120, 72, 35),
     "black": (18, 18, 18), "white": (248, 248, 248),
 }  # fmt: skip
+# Colours that are never asked about: a shape is to be known by its outline, whatever its colour.
+UNNAMED = "unnamed"
+STRANGE: tuple[Colour, ...] = (
+    (250, 150, 190), (128, 128, 128), (60, 200, 200), (135, 130, 20), (165, 230, 70),
+    (190, 160, 240), (240, 200, 165), (140, 190, 250), (90, 100, 120), (150, 20, 80),
+)  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart")
 PLACES = (
     "top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom",
@@ -129,10 +135,10 @@ def near(random: Random, colour: Colour) -> Colour:
 
 
 def draw_shape(
-    random: Random, drawing: Drawing, thing: Thing, x: float, y: float, r: float
+    random: Random, drawing: Drawing, thing: Thing, colour: Colour, x: float, y: float, r: float
 ) -> None:
     assert thing.colour is not None
-    fill = near(random, COLOURS[thing.colour])
+    fill = near(random, colour)
     if thing.shape == "circle":
         drawing.pen.ellipse((x - r, y - r, x + r, y + r), fill=fill)
     elif thing.shape == "ring":
@@ -140,11 +146,11 @@ def draw_shape(
     else:
         drawing.pen.polygon(outline(thing.shape, x, y, r, random.uniform(-0.25, 0.25)), fill=fill)
     drawing.things.append(
-        ((x - r, y - r, x + r, y + r), KINDS[thing.shape], COLOUR_CLASS[thing.colour])
+        ((x - r, y - r, x + r, y + r), KINDS[thing.shape], COLOUR_CLASS.get(thing.colour, 0))
     )
 
 
-def ground(random: Random, colours: set[str]) -> Colour:
+def ground(random: Random, colours: set[Colour]) -> Colour:
     """A ground that no colour of the scene is lost on."""
     while True:
         paper = any_colour(random)
@@ -156,10 +162,8 @@ def ground(random: Random, colours: set[str]) -> Colour:
                     c // 5 for c in paper
                 )
             )
-        distances = [
-            sum(abs(a - b) for a, b in zip(paper, COLOURS[c], strict=True)) for c in colours
-        ]
-        light = [abs(luminance(paper) - luminance(COLOURS[c])) for c in colours]
+        distances = [sum(abs(a - b) for a, b in zip(paper, c, strict=True)) for c in colours]
+        light = [abs(luminance(paper) - luminance(c)) for c in colours]
         if all(d > 150 or g > 60 for d, g in zip(distances, light, strict=True)):
             return paper
 
@@ -181,11 +185,16 @@ class Scenes:
         if self.held_out:
             chosen[0] = random.choice([p for p in PAIRS if pair_held_out(*p)])
         places = random.sample(range(9), count)
+        palette = dict(COLOURS)
+        if not self.held_out and random.random() < 0.4:
+            palette[UNNAMED] = random.choice(STRANGE)
+            chosen = [(s, UNNAMED if random.random() < 0.5 else c) for s, c in chosen]
         things = [Thing(*pair, place) for pair, place in zip(chosen, places, strict=True)]
-        drawing = blank(random, 2 * height, 2 * width, ground(random, {c for _, c in chosen}))
+        paper = ground(random, {palette[colour] for _, colour in chosen})
+        drawing = blank(random, 2 * height, 2 * width, paper)
         for thing in things:
             x, y, r = self.spot(random, drawing, thing.place)
-            draw_shape(random, drawing, thing, x, y, r)
+            draw_shape(random, drawing, thing, palette[str(thing.colour)], x, y, r)
         worn(random, drawing)
         return drawing, things
 
@@ -233,23 +242,21 @@ def plural(shape: str) -> str:
 
 def ask(random: Random, things: list[Thing], kind: str) -> Turn | None:
     """One question of this kind: what, many, colour, where, is_there, relation."""
-    names = [thing.name for thing in things]
-    alone = [thing for thing in things if names.count(thing.name) == 1]
     if kind == "many":
         return ask_many(random, things)
+    if kind == "colour":
+        return ask_colour(random, things)
+    single = len(things) == 1
+    things = [thing for thing in things if thing.colour != UNNAMED]
+    names = [thing.name for thing in things]
+    alone = [thing for thing in things if names.count(thing.name) == 1]
+    if not things:
+        return None
     if kind == "what":
-        if len(things) == 1:
+        if single:
             return random.choice(("What is this?", "What is in the picture?")), a(names[0]), False
         thing = random.choice(things)
         return f"What is at the {PLACES[thing.place]}?", a(thing.name), False
-    if kind == "colour":
-        shapes = [thing.shape for thing in things]
-        single = [t for t in things if t.colour and shapes.count(t.shape) == 1]
-        if not single:
-            return None
-        thing = random.choice(single)
-        word = random.choice(("Which colour is", "What color is"))
-        return f"{word} the {thing.shape}?", str(thing.colour), False
     if kind == "where":
         if random.random() < 0.1 and things[0].colour:  # asked for what is not there
             name = f"{random.choice(list(COLOURS))} {random.choice(SHAPES)}"
@@ -265,6 +272,16 @@ def ask(random: Random, things: list[Thing], kind: str) -> Turn | None:
     return ask_relation(random, alone)
 
 
+def ask_colour(random: Random, things: list[Thing]) -> Turn | None:
+    shapes = [thing.shape for thing in things]
+    single = [t for t in things if t.colour in COLOURS and shapes.count(t.shape) == 1]
+    if not single:
+        return None
+    thing = random.choice(single)
+    word = random.choice(("Which colour is", "What color is"))
+    return f"{word} the {thing.shape}?", str(thing.colour), False
+
+
 def ask_many(random: Random, things: list[Thing]) -> Turn:
     kind = random.random()
     drawn = things[0].colour is not None
@@ -277,6 +294,8 @@ def ask_many(random: Random, things: list[Thing]) -> Turn:
         count = sum(t.shape == shape for t in things)
         return f"How many {plural(shape)} are there?", NUMBERS[count], False
     colour = random.choice(list(COLOURS)) if random.random() < 0.3 else random.choice(things).colour
+    if colour == UNNAMED:
+        colour = random.choice(list(COLOURS))
     count = sum(t.colour == colour for t in things)
     return f"How many {colour} shapes are there?", NUMBERS[count], False
 

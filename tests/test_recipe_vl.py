@@ -33,6 +33,7 @@ from nano_vl_scenes import (
     OBJECTS,
     PAIRS,
     PLACES,
+    UNNAMED,
     Gallery,
     Scenes,
     Thing,
@@ -215,6 +216,22 @@ def test_answers_about_scenes_are_true() -> None:
     for question, answer in said.items():
         if question.startswith("Where is the") and not answer.startswith("There is no"):
             assert answer in PLACES
+
+
+def test_a_colour_without_a_name_is_counted_but_not_spoken_of() -> None:
+    red, strange = Thing("star", "red", 0), Thing("star", UNNAMED, 8)
+    told: dict[str, set[str]] = {}
+    for i in range(1000):
+        for kind in SCENE_QUESTIONS.values():
+            if turn := ask(Random(f"{i}{kind}"), [red, strange], kind):
+                told.setdefault(turn[0], set()).add(turn[1])
+    assert told["How many stars are there?"] == told["How many shapes are there?"] == {"two"}
+    assert told["How many red shapes are there?"] == {"one"}
+    assert UNNAMED not in str(told) and "What is this?" not in told
+    for question in ("What is at the bottom right?", "Which colour is the star?"):
+        assert question not in told
+    drawn = [Scenes(Gallery(Path())).shapes(Random(i), 32, 32)[1] for i in range(200)]
+    assert any(thing.colour == UNNAMED for things in drawn for thing in things)
 
 
 def test_questions_are_about_the_thing_they_name() -> None:
