@@ -28,7 +28,7 @@ from nano_vl_model import (
 )
 from nano_vl_scenes import Gallery
 from nano_vl_together import Together, joined
-from nano_vl_tokens import Scribe, make_tokenizer
+from nano_vl_tokens import END, Scribe, make_tokenizer
 from nano_vl_training import Training
 from nano_vl_words import TRAINING_FONTS, Lexicon, load_words
 from tokenizers import Tokenizer
@@ -40,6 +40,7 @@ from lfm2_mm.train import settle
 SAVE_EVERY = 180  # seconds
 BLANK_CELL, BLANK_PATCH = 0.25, 0.25
 GUIDED = 0.5
+TURNS = 4.0  # weight of what begins or ends a line: few tokens, on which whole lines hang
 RAMP, FALL = 100, 600  # steps: the rate rises for some, and falls with the root after others
 APART = 100  # steps after the warm-up
 HEADS = 200  # steps that heads of labels, which no checkpoint keeps, are fitted to a finished tower
@@ -53,9 +54,10 @@ FREE = ("data", "out", "begin", "minutes", "steps", "finish", "report", "threads
 class Loss:
     """Answers' cross-entropy, and that of labels under the tower."""
 
-    def __init__(self, model: NanoVL, opening: list[int], device: str) -> None:
+    def __init__(self, model: NanoVL, scribe: Scribe, device: str) -> None:
         self.model, self.device, self.attentions = model, device, Attentions()
-        self.opening = torch.tensor(opening, device=device)
+        self.opening = torch.tensor(scribe.opening, device=device)
+        (self.line_break,) = scribe.newline
 
     def __call__(self, part: Part, apart: bool = False) -> tuple[Tensor, dict[str, float]]:
         """`apart`: answers teach the backbone but not yet the tower, which knows better."""
@@ -114,7 +116,11 @@ class Loss:
         wanted = ids[:, 1:][answers[:, 1:]]
         logits = self.model.backbone.logits(hidden[:, :-1][answers[:, 1:]]).float()
         right = (logits.detach().argmax(-1) == wanted).float().mean()
-        return F.cross_entropy(logits, wanted), right.item()
+        before = ids[:, :-1][answers[:, 1:]]
+        turn = (before == self.line_break) | (wanted == self.line_break) | (wanted == END)
+        weights = 1 + (TURNS - 1) * turn.float()
+        loss = F.cross_entropy(logits, wanted, reduction="none")
+        return (loss * weights).sum() / weights.sum(), right.item()
 
 
 class Means:
@@ -192,7 +198,7 @@ def trained(args: argparse.Namespace, say: Callable[[str], None], together: Toge
         p.numel() for n, p in training.named.items() if n.startswith(("vision", "backbone"))
     )
     say(f"{count / 1e6:.2f} M parameters, vocabulary {tokenizer.get_vocab_size()}")
-    run(args, training, Loss(model, batches.scribe.opening, args.device), batches,
+    run(args, training, Loss(model, batches.scribe, args.device), batches,
         finish if args.finish else state, spent, begun, say, together)  # fmt: skip
     if together.rank == 0 and args.finish and training.step >= begun + args.finish:
         training.use_averages()
@@ -207,7 +213,7 @@ def begin(model: NanoVL, folder: Path, batches: Batches) -> None:
     device = model.cells.weight.device.type
     heads = [p for n, p in model.named_parameters() if not n.startswith(("vision", "backbone"))]
     adam = torch.optim.AdamW(heads, lr=3e-3, betas=(0.9, 0.98))
-    loss_of = Loss(model, batches.scribe.opening, device)
+    loss_of = Loss(model, batches.scribe, device)
     for step in range(HEADS):
         for part in batches.labelled(step):
             assert part.patches is not None
