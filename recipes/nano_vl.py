@@ -40,7 +40,7 @@ from lfm2_mm.train import settle
 SAVE_EVERY = 180  # seconds
 BLANK_CELL, BLANK_PATCH = 0.25, 0.25
 GUIDED = 0.5
-TURNS = 4.0  # weight of what begins or ends a line: few tokens, on which whole lines hang
+TURNS = 4.0  # weight of what begins or ends a line or an answer: whole lines hang on it
 RAMP, FALL = 100, 600  # steps: the rate rises for some, and falls with the root after others
 APART = 100  # steps after the warm-up
 HEADS = 200  # steps that heads of labels, which no checkpoint keeps, are fitted to a finished tower

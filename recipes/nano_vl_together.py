@@ -54,7 +54,7 @@ class Together:
 def joined(count: int, helper: Callable[[Together, Any], None], work: Any) -> Iterator[Together]:
     """Rank 0 of `count` processes; each of the others calls `helper` with `work`. They end with
     the block: an interrupt is for rank 0, which saves."""
-    if count == 1:
+    if count < 2:
         yield Together()
         return
     fresh = multiprocessing.get_context("spawn")

@@ -1,21 +1,15 @@
-"""The nano-vl recipe: what it draws and says of it, and a run of it on a data folder made here."""
+"""The nano-vl recipe: what it draws and says of it. A run of it: test_recipe_vl_run.py."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import lzma
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image, ImageDraw
-from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
@@ -23,14 +17,12 @@ from nano_vl_batches import Sheet
 from nano_vl_draw import Drawing
 from nano_vl_heldout import (
     SCENE_QUESTIONS,
-    Item,
     letters_right,
     page_items,
     scene_items,
     words_right,
 )
 from nano_vl_scenes import (
-    OBJECTS,
     PAIRS,
     PLACES,
     UNNAMED,
@@ -49,7 +41,6 @@ from nano_vl_tokens import IMAGE, Scribe, make_tokenizer, words_of
 from nano_vl_words import (
     CHARACTERS,
     CLASS_OF,
-    FONTS,
     HELD_OUT_FONTS,
     TRAINING_FONTS,
     Lexicon,
@@ -58,43 +49,20 @@ from nano_vl_words import (
     load_words,
     split,
 )
+from PIL import Image
+
+from tests import vl_data
+from tests.vl_data import UNSEEN, WORDS
 
 pytestmark = pytest.mark.skipif(
-    not all((FONTS / f"{name}.ttf").is_file() for name in TRAINING_FONTS + HELD_OUT_FONTS),
-    reason="the fonts that nano-vl learns to read are not installed",
+    not vl_data.FONTS_ARE_HERE, reason="the fonts that nano-vl learns to read are not installed"
 )
-NAMES = (
-    "apple bread candle door engine forest garden hammer island jacket kettle ladder marble needle "
-    "orange pillow quarry ribbon silver table umbrella velvet window yellow zebra"
-)
-WORDS, UNSEEN = split(NAMES.split())
 LEXICON = Lexicon(WORDS, TRAINING_FONTS)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with a few words, small talk, and made-up small pictures and flags."""
-    folder = tmp_path_factory.mktemp("data")
-    texts = {
-        "tatoeba_english": [{"text": " ".join(WORDS + UNSEEN)}] * 3,
-        "chitchat_professional": [{"q": f"Do you like {w}?", "a": f"I like {w}."} for w in WORDS],
-    }
-    for name, found in texts.items():
-        path = folder / f"text/{name}.jsonl.xz"
-        path.parent.mkdir(exist_ok=True)
-        with lzma.open(path, "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in found)
-    for kind, names in (("emoji", OBJECTS), ("flags", ("Chile", "Peru", "Norway", "Japan"))):
-        (folder / f"vision/{kind}/png").mkdir(parents=True)
-        listed = []
-        for i, name in enumerate(names):
-            image = Image.new("RGBA", (32, 32))
-            ImageDraw.Draw(image).ellipse((2, 2, 30, 30), fill=(i * 2, 200 - i, 90, 255))
-            image.save(folder / f"vision/{kind}/png/{i}.webp")
-            key = "unicode_name" if kind == "emoji" else "country"
-            listed.append({"file": f"png/{i}.webp", key: name})
-        (folder / f"vision/{kind}/names.json").write_text(json.dumps(listed))
-    return folder
+    return vl_data.folder(tmp_path_factory.mktemp("data"))
 
 
 # What is drawn is what is noted
@@ -362,160 +330,3 @@ def test_a_conversation_is_tokenised_as_by_the_template(tmp_path: Path) -> None:
     spoken = made.decode([i for i, said in zip(ids, answers, strict=True) if said],
                          skip_special_tokens=False)  # fmt: skip
     assert spoken == "a red circle<|im_end|>kettle<|im_end|>"
-
-
-# A run
-
-
-SMALL = [
-    "--tower",
-    "32",
-    "--tower-layers",
-    "1",
-    "--hidden",
-    "96",
-    "--layers",
-    "ca",
-    "--report",
-    "1",
-]
-SMALL += ["--warm-up", "2", "--device", "cpu", "--threads", "1"]
-
-
-def trained(data: Path, out: Path, *more: str, stop_at: int | None = None) -> list[str]:
-    """What the recipe prints at each step, without times. `stop_at`: interrupted there."""
-    from nano_vl import parser, train
-
-    told: list[str] = []
-
-    def say(line: str) -> None:
-        if line.startswith("step "):
-            told.append(line.split(") ", 1)[1])
-            if len(told) == stop_at:
-                raise KeyboardInterrupt
-
-    args = parser().parse_args(["--data", str(data), "--out", str(out), *SMALL, *more])
-    if stop_at is None:
-        train(args, say)
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            train(args, say)
-    return told
-
-
-@pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    out = tmp_path_factory.mktemp("whole")
-    return out, trained(data, out, "--steps", "5")
-
-
-def test_the_same_seed_gives_the_same_losses(
-    data: Path, run: tuple[Path, list[str]], tmp_path: Path
-) -> None:
-    again = trained(data, tmp_path, "--steps", "5")
-    assert len(again) == 5 and ".token" in again[-1]
-    assert again == run[1]
-
-
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
-    data: Path, run: tuple[Path, list[str]], tmp_path: Path
-) -> None:
-    trained(data, tmp_path, "--steps", "5", stop_at=2)
-    trained(data, tmp_path, "--steps", "5")
-    left, right = (load_file(f / "state.safetensors") for f in (run[0], tmp_path))
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        assert torch.equal(tensor, right[name]), name
-
-
-def test_two_processes_take_the_step_of_both_their_pictures(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their momentum is that of one process that sees the pictures of both and halves gradients."""
-    import nano_vl
-    from nano_vl_together import Together
-
-    both, one = tmp_path / "both", tmp_path / "one"
-    trained(data, both, "--steps", "4", "--processes", "2")
-    told = ["--data", str(data), "--out", str(one), *SMALL, "--steps", "4"]
-    args = nano_vl.parser().parse_args(told)
-    one.mkdir()
-    nano_vl.prepare_tokenizer(args)
-    (first, tokenizer), (second, _) = (nano_vl.prepare(args, rank) for rank in range(2))
-    step = first.step
-    monkeypatch.setattr(first, "step", lambda n: itertools.chain(step(n), second.step(n)))
-    monkeypatch.setattr(nano_vl, "prepare", lambda *_: (first, tokenizer))
-
-    class Halving(Together):
-        def average(self, parameters: Iterable[torch.Tensor]) -> None:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad /= 2
-
-    nano_vl.trained(args, lambda _: None, Halving())
-    left, right = (load_file(folder / "state.safetensors") for folder in (both, one))
-    moved = [name for name in left if name.startswith("momentum/")]
-    for name in moved:  # 4 steps, whose gradients are summed in another order, under bfloat16
-        assert (left[name] - right[name]).norm() <= 0.02 * right[name].norm(), name
-    assert len(moved) > 10
-
-
-def test_a_finished_run_leaves_the_state_to_go_on_from(
-    data: Path, run: tuple[Path, list[str]]
-) -> None:
-    before = (run[0] / "state.safetensors").read_bytes()
-    trained(data, run[0], "--finish", "2")
-    assert (run[0] / "state.safetensors").read_bytes() == before
-    assert (run[0] / "checkpoint/model.safetensors").is_file()
-
-
-def test_a_run_begins_with_a_finished_checkpoint(
-    data: Path, run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import nano_vl
-    from nano_vl_files import open_folder
-
-    trained(data, run[0], "--finish", "2")
-    monkeypatch.setattr(nano_vl, "HEADS", 2)
-    begun = ("--begin", str(run[0] / "checkpoint"), "--horizon", "1", "--steps")
-    trained(data, tmp_path, *begun, "3")  # where it begins: nothing is trained but heads
-    vision, backbone, _ = open_folder(run[0] / "checkpoint")
-    state = load_file(tmp_path / "state.safetensors")
-    for part, module in (("vision", vision), ("backbone", backbone)):
-        for name, tensor in module.state_dict().items():
-            assert torch.equal(state[f"weight/{part}.{name}"], tensor), name
-    assert len(trained(data, tmp_path, *begun, "5")) == 2
-
-
-def test_a_run_refuses_the_folder_of_another(data: Path, run: tuple[Path, list[str]]) -> None:
-    from lfm2_mm.errors import BadInput
-
-    with pytest.raises(BadInput, match="other settings"):
-        trained(data, run[0], "--steps", "5", "--seed", "1")
-
-
-def test_transformers_answers_as_the_recipe_does(data: Path, run: tuple[Path, list[str]]) -> None:
-    """Its own processor and model, on a checkpoint that the recipe wrote."""
-    from nano_vl_files import open_folder
-    from nano_vl_heldout import Reader
-
-    trained(data, run[0], "--finish", "2")
-    folder = run[0] / "checkpoint"
-    items = scene_items(Scenes(Gallery(data)), "what", 4, seed=0)
-    said = Reader(*open_folder(folder)).answers(items, length=8)
-    assert said == [by_transformers(folder, item, 8) for item in items]
-
-
-def by_transformers(folder: Path, item: Item, length: int) -> str:
-    from transformers import AutoProcessor, Lfm2VlForConditionalGeneration
-
-    processor = AutoProcessor.from_pretrained(folder)
-    model = Lfm2VlForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    content = [{"type": "image"}, {"type": "text", "text": item.question}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-    given = processor(images=Image.fromarray(item.shown.pixels), text=text, return_tensors="pt")
-    out = model.generate(**given, max_new_tokens=length, do_sample=False)
-    new = out[0, given.input_ids.shape[1] :]
-    return str(processor.tokenizer.decode(new, skip_special_tokens=True))
