@@ -25,10 +25,13 @@ from nano_audio_language import (
     order_reply,
 )
 
+from lfm2_mm.errors import BadInput
+
 RATE = 16_000
 UNKNOWN = "<unk>"
 HELD_CLUSTERS = frozenset({4, 13, 19, 22, 29, 33, 47, 50})  # of barista, for measuring only
 HELD_SPEAKER = "nicolas"  # of the digits
+HELD_BELOW = "10"  # speakers of Speech Commands with smaller names, one of sixteen
 FRONT = ("size", "roast", "numberOfShots")
 
 
@@ -118,21 +121,52 @@ def digits(data: Path) -> tuple[list[Clip], list[Clip]]:
     return train, held
 
 
+def commands(folder: Path) -> tuple[list[Clip], list[Clip], list[Clip]]:
+    """Single words of many speakers (Speech Commands, Warden 2018; a folder for each word, or for
+    some): digits to train on, digits of speakers held out, other words. Raises BadInput where
+    there are none."""
+    train: list[Clip] = []
+    held: list[Clip] = []
+    others: list[Clip] = []
+    for path in sorted(folder.glob("[a-z]*/*_nohash_*.wav")):
+        word, (speaker, _, turn) = path.parent.name, path.stem.split("_")
+        samples, away = trimmed(read(path)), speaker < HELD_BELOW
+        if word in DIGITS:
+            name = f"{DIGITS.index(word)}_{speaker}_{turn}"
+            clip = Clip(samples, (word,), (0.0,), name=name, reply=digits_reply(word))
+            (held if away else train).append(clip)
+        elif not away:
+            others.append(Clip(samples, None, name=f"{word}_{speaker}_{turn}"))
+    if not train:
+        raise BadInput(f"{folder} holds no digits; wanted: zero/…_nohash_0.wav to nine/…")
+    return train, held, others
+
+
+def trimmed(samples: np.ndarray) -> np.ndarray:
+    """What is loud of a clip, and a little before and after it."""
+    power = np.convolve(samples**2, np.ones(RATE // 40) * 40 / RATE, "same")
+    loud = np.flatnonzero(power > 0.03 * power.max())
+    return samples[max(0, loud[0] - RATE // 25) : loud[-1] + RATE // 16] if len(loud) else samples
+
+
 def strung(clips: Sequence[Clip], draw: random.Random) -> Clip:
-    """One or some digits of one speaker, one after the other with short pauses."""
-    speaker = draw.choice(clips).name.split("_")[1]
+    """One or some digits of one speaker, one after the other with short pauses. What comes first
+    is each digit equally often."""
+    digit = draw.choice(sorted({c.words for c in clips if c.words}))
+    clip = draw.choice([c for c in clips if c.words == digit])
+    speaker = clip.name.split("_")[1]
     own = [c for c in clips if c.name.split("_")[1] == speaker]
     parts: list[np.ndarray] = []
     words: list[str] = []
     starts, at = [], 0
     for _ in range(draw.choice((1, 1, 1, 2, 3, 4, 5))):
-        clip = draw.choice(own)
         longest = 0.25 if parts else draw.choice((0.0, 0.25))
         gap = np.zeros(round(draw.uniform(0.0, longest) * RATE), np.float32)
         starts.append((at + len(gap)) / RATE)
         words += clip.words or ()
         parts += [gap, clip.samples]
         at += len(gap) + len(clip.samples)
+        clip = draw.choice(own)
     reply = digits_reply(" ".join(words))
     return Clip(np.concatenate(parts), tuple(words), tuple(starts), name=speaker, reply=reply)
 

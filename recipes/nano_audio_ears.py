@@ -4,7 +4,7 @@ Two heads that are not shipped teach it: CTC over words and, where the times of 
 word in each 80 ms. Real orders have labels instead of words: of all wordings with those labels the
 likeliest is taken, with each opening's mean score over all clips subtracted, since bare CTC scores
 favour the shortest. Redone every fifth of the run. `--begin FOLDER` goes on from the ears of a
-finished checkpoint.
+finished checkpoint; `--commands DIR` lets many more speakers say digits (Speech Commands).
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nano_audio_augment import augment, stretched
+from nano_audio_augment import augment, band_limited, stretched
 from nano_audio_clips import (
     UNKNOWN,
     Clip,
     Synthetic,
     barista,
+    commands,
     digits,
     names,
     rooms,
@@ -50,6 +51,7 @@ PLAN = Plan(rate=2e-3, warm_up=0.03, average=0.998)
 AGAIN = replace(PLAN, rate=1e-3)  # of ears that have heard before
 HEADS = 150  # steps that teachers are fitted to such ears
 SHARES = (9, 6, 7, 2)  # clips of a batch: synthetic, real orders, digits strung, the rest
+REST = ("name", "reading", "noise")
 SORTED = 4  # steps whose clips are drawn together and dealt out by length
 FORCE = 0.2  # part of the run after which the wordings of real orders are chosen anew
 FIRST = 0.05
@@ -85,11 +87,18 @@ class Ears(nn.Module):
 class Sounds:
     """All clips, and the batches drawn from them: a step's batch hangs on seed and step alone."""
 
-    def __init__(self, data: Path, run: Path, seed: int, shares: Sequence[int] = SHARES) -> None:
+    def __init__(
+        self, data: Path, run: Path, seed: int, shares: Sequence[int] = SHARES,
+        single: Path | None = None,
+    ) -> None:  # fmt: skip
+        """`single`: folder of Speech Commands, where it is there."""
         self.shares = shares
         self.synthetic, self.seed = Synthetic(run / "spoken"), seed
         self.orders, self.held = barista(data)
         self.digits, self.held_digits = digits(data)
+        self.commands, self.held_commands, self.others = (
+            commands(single) if single else ([], [], [])
+        )
         self.names = names(data)
         self.reading, self.noises = strange(data)
         self.rooms = rooms(data)
@@ -117,16 +126,26 @@ class Sounds:
         return replace(self.orders[place], words=self.forced[place])
 
     def digit(self, draw: random.Random) -> Clip:
-        """The speakers are few: their voices are made higher and lower."""
-        clip, factor = strung(self.digits, draw), draw.uniform(0.85, 1.17)
+        """Voices are made higher and lower; half are as on a telephone, as all of some are."""
+        clip = strung(self.commands if self.commands and draw.random() < 0.5 else self.digits, draw)
+        factor = draw.uniform(0.85, 1.17)
+        samples = stretched(clip.samples, factor)
+        if draw.random() < 0.5:
+            samples = band_limited(samples, 4000)
         starts = tuple(factor * start for start in clip.starts)
-        return replace(clip, samples=stretched(clip.samples, factor), starts=starts)
+        return replace(clip, samples=samples, starts=starts)
 
     def rest(self, draw: random.Random) -> Clip:
-        """A name called; or part of a reading or a noise."""
-        pool = draw.choice((self.names, self.reading, self.noises))
+        """A name called, a word that is none of ours; or part of a reading or a noise."""
+        pools = [
+            (self.names, True),
+            (self.others, True),
+            (self.reading, False),
+            (self.noises, False),
+        ]
+        pool, whole = draw.choice([(clips, whole) for clips, whole in pools if clips])
         clip = draw.choice(pool)
-        if pool is self.names:
+        if whole:
             return clip
         length = round(16_000 * draw.uniform(0.6, 5.0))
         start = draw.randrange(max(1, len(clip.samples) - length))
@@ -294,10 +313,13 @@ def measure(ears: Ears, sounds: Sounds) -> str:
         slots = dict(clip.slots or {})
         found = slots_right(heard(ears, sounds, clip), slots)
         right, total, whole = right + found, total + len(slots), whole + (found == len(slots))
-    some = random.Random(1).sample(sounds.held_digits, 100)
-    digit = sum(heard(ears, sounds, c) == list(c.words or ()) for c in some)
+    told = f"held out: slots {right}/{total}, orders {whole}/{len(sounds.held)}"
+    for name, clips in (("digits", sounds.held_digits), ("commands", sounds.held_commands)):
+        some = random.Random(1).sample(clips, min(100, len(clips)))
+        right = sum(heard(ears, sounds, c) == list(c.words or ()) for c in some)
+        told += f", {name} {right}/{len(some)}"
     ears.train()
-    return f"held out: slots {right}/{total}, orders {whole}/{len(sounds.held)}, digits {digit}/100"
+    return told
 
 
 def begin(ears: Ears, sounds: Sounds, folder: Path) -> None:
@@ -361,10 +383,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
     parser.add_argument("--begin", type=Path, help="a checkpoint's folder to go on from")
+    parser.add_argument("--commands", type=Path, help="folder of Speech Commands, or a part of it")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    sounds = Sounds(args.data, args.run, args.seed)
+    sounds = Sounds(args.data, args.run, args.seed, single=args.commands)
     ears = train(sounds, args.run, args.steps, args.seed, args.begin)
     print(measure(ears, sounds))
 

@@ -238,11 +238,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
     parser.add_argument("--begin", type=Path, help="a checkpoint's folder, for its mouth")
+    parser.add_argument("--commands", type=Path, help="folder of Speech Commands, as for the ears")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     lines = lines_of(args.data, args.run, args.seed)
-    sounds = Sounds(args.data, args.run, args.seed, SHARES)
+    sounds = Sounds(args.data, args.run, args.seed, SHARES, args.commands)
     config = settings(lines.dialogue.tokenizer_size)
     if (args.run / "joined.safetensors").exists():
         whole = Whole(config, lines, args.seed)

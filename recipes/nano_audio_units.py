@@ -2,7 +2,8 @@
 
 Words are cut out of running speech; of all times a word was said, the one nearest to all others is
 kept. Codebook 0 says how many pitch periods a frame has; 1 to 3 are residual k-means codes of its
-envelopes. Everything that is said later is units side by side.
+envelopes. Everything that is said later is units side by side. `--like FOLDER` takes the renderings
+of a finished checkpoint, whose mouth is to be gone on with.
 """
 
 from __future__ import annotations
@@ -93,7 +94,10 @@ class Units:
             return cls(words, file["means"], file["centre"])
 
 
-def make_units(seed: int = 0, replies: int = 700, tell: Callable[[str], None] = print) -> Units:
+def make_units(
+    seed: int = 0, replies: int = 700, tell: Callable[[str], None] = print,
+    like: Path | None = None,
+) -> Units:  # fmt: skip
     """Speak a corpus, cut it, find codes for the frames, and choose a rendering of every word."""
     said = record(seed, replies, tell)
     missing = [word for word in lexicon() if word not in said]
@@ -106,7 +110,7 @@ def make_units(seed: int = 0, replies: int = 700, tell: Callable[[str], None] = 
     codes = {word: [units.encode(f) for f in times] for word, times in ranked.items()}
     pauses = {mark: units.encode(silence(count)) for mark, count in PAUSES.items()}
     start = Units({w: c[0] for w, c in codes.items()} | pauses, units.means, units.centre)
-    return choose(start, codes, seed, tell)
+    return chosen_by(like, start, codes) if like else choose(start, codes, seed, tell)
 
 
 def record(seed: int, replies: int, tell: Callable[[str], None]) -> dict[str, list[Frames]]:
@@ -231,6 +235,29 @@ def choose(
     return Units(best, units.means, units.centre)
 
 
+def chosen_by(folder: Path, units: Units, codes: Mapping[str, Sequence[np.ndarray]]) -> Units:
+    """Of each word's candidates, the one that a checkpoint says. (A recogniser's choice hangs on
+    last bits of the sound, which differ from one processor to the next.)"""
+    from measure_audio import Asked
+
+    import audio
+
+    asked = Asked(audio.open(folder, dtype="fp32", device="cpu"), seed=0)
+    kept = {}
+    for word, candidates in codes.items():
+        said = asked.read(word).codes
+        kept[word] = max(candidates, key=lambda c: likeness(said, c))
+    return Units(dict(units.codes) | kept, units.means, units.centre)
+
+
+def likeness(said: np.ndarray, word: np.ndarray) -> float:
+    """Codes of a word that are where they should be, at its best place, less those that are not."""
+    places = range(max(1, len(said) - len(word) + 1))
+    return max(2 * float((said[p : p + len(word)] == word[: len(said)]).sum()) for p in places) - (
+        word.size
+    )
+
+
 def contexts(word: str, words: Sequence[str], draw: random.Random) -> list[list[str]]:
     """Phrases of three other words with `word` at their beginning, inside, and at their end."""
     phrases = [draw.sample(words, 3) for _ in range(CONTEXTS)]
@@ -272,8 +299,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--like", type=Path, help="a checkpoint's folder: the units it speaks with")
     args = parser.parse_args()
-    units = make_units(args.seed)
+    units = make_units(args.seed, like=args.like)
     units.save(args.run / "units.npz")
     print(f"sha256 of the words' codes: {units.digest()}")
 

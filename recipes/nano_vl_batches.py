@@ -46,10 +46,11 @@ WINDOW_SIZES = ((4, 4), (4, 8), (6, 6), (8, 8), (8, 8), (3, 8), (12, 12), (16, 1
 LAYOUTS = {
     "crop": Layout(characters=12, lines=1, words=1),
     "small": Layout(characters=30),
-    "middle": Layout(characters=60),
-    "large": Layout(characters=110),
+    "middle": Layout(least=12, characters=60),
+    "large": Layout(least=14, characters=110),
 }
 SPARSE = Layout(least=16, characters=45, lines=5, words=1)  # a few words, one below the other
+SPARSELY = 0.7  # of larger pages
 COUNTED = 3  # more questions of how many for each scene: they are learned last
 SCENE_SIZES = (
     (4, 4),
@@ -227,15 +228,16 @@ class Batches:
 
     def reading(self, random: Random, step: int, name: str, crop: bool = False) -> Part:
         progress = min(1.0, (step - self.warm_up) / max(1, self.horizon))
-        shares = {"small": 0.4, "middle": 0.1 + 0.25 * progress, "large": 0.05 + 0.45 * progress}
+        early, late = {"small": 8, "middle": 2, "large": 1}, {"small": 2, "middle": 3, "large": 6}
+        shares = {kind: early[kind] + progress * (late[kind] - early[kind]) for kind in early}
         kind = "crop" if crop else random.choices(tuple(shares), tuple(shares.values()))[0]
         height, width = random.choice(SIZES[kind])
         layout = LAYOUTS[kind]
-        if name == "lines" and kind in ("middle", "large") and random.random() < 0.5:
+        if name == "lines" and kind in ("middle", "large") and random.random() < SPARSELY:
             layout = SPARSE
         draw = form if name == "form" and not crop else lines
         drawer = partial(draw, random, self.lexicon, 32 * height, 32 * width, layout)
-        labelled = random.random() < LABELLED
+        labelled = crop or random.random() < LABELLED
         return self.drawn(f"{name}-{kind}", drawer, height, width, labelled=labelled)
 
     def scene(self, random: Random, asked: bool) -> Part:

@@ -105,7 +105,7 @@ def lines(
     drawing, ink = paper(random, height, width, scale)
     most = min(layout.most, round(height * 0.7))  # a line must be on the picture whole
     face = lexicon.face(random, round(text_size(random, layout.least, most) * scale))
-    step = (face.ascent + face.descent) * random.uniform(1.0, 1.7)
+    step = (face.ascent + face.descent) * random.uniform(1.0, 1.8)
     room = max(1, int(drawing.height / step))
     texts: list[str] = []
     left = layout.characters
@@ -124,14 +124,23 @@ def lines(
     if not texts:  # the face is too wide for any word found
         texts = [number(random)[:2]]
     y = random.uniform(0, max(0.0, drawing.height - step * len(texts)))
-    straight, common = random.random() < 0.5, random.random()
-    for text in texts:
-        spare = max(0.0, drawing.width - face.width(text) - 4)
-        part = common if straight else random.random()
-        drawing.write(2 + spare * part * (0.3 if straight else 1), y, text, face, ink)
+    starts = aligned(random, [face.width(text) for text in texts], drawing.width - 4)
+    for text, x in zip(texts, starts, strict=True):
+        drawing.write(2 + x, y, text, face, ink)
         y += step
     worn(random, drawing)
     return drawing, reading(random, texts, drawing.join(texts))
+
+
+def aligned(random: Random, widths: Sequence[float], room: float) -> list[float]:
+    """Where lines of these widths begin: as a block anywhere, left, centred or right, or each on
+    its own."""
+    longest = max(widths)
+    block = random.random() * max(0.0, room - longest)
+    share = random.choice((0.0, 0.0, 0.5, 1.0, None))
+    if share is None:
+        return [random.random() * max(0.0, room - width) for width in widths]
+    return [block + share * (longest - width) for width in widths]
 
 
 def reading(random: Random, texts: list[str], joined: str) -> list[Turn]:

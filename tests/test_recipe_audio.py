@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 from nano_audio_augment import augment
-from nano_audio_clips import RATE, Clip, vocabulary, wordings
+from nano_audio_clips import RATE, Clip, commands, strung, trimmed, vocabulary, wordings
 from nano_audio_detokenizer import Detokenizer, Grains, draw_batch
 from nano_audio_dialogue import INTERLEAVED, N_AUDIO, SPOKEN, TEXT, Dialogue, Positions
 from nano_audio_files import save_folder
@@ -28,6 +29,7 @@ from nano_audio_voice import FRAME, sound
 from safetensors.torch import load_file
 
 import audio
+from lfm2_mm.errors import BadInput
 from lfm2_mm.types import Audio
 
 
@@ -117,6 +119,32 @@ def test_codes_are_read_back(units: Units) -> None:
         wrong = noise.random(codes.shape) < 0.1
         spoiled = np.where(wrong, noise.integers(0, 17, codes.shape), codes)
         assert [w.lower() for w in read_codes(units, spoiled)] == plain(text)
+
+
+def test_single_words_are_digits_or_strange_and_some_speakers_are_held_out(tmp_path: Path) -> None:
+    said = {"zero": ("0a", "1b", "ff"), "nine": ("1b",), "stop": ("0a", "1b"), "_noise_": ("1b",)}
+    for word, speakers in said.items():
+        (tmp_path / word).mkdir()
+        for speaker in speakers:
+            path = tmp_path / word / f"{speaker}_nohash_0.wav"
+            soundfile.write(path, np.full(RATE, 0.1, np.float32), RATE)
+    train, held, others = commands(tmp_path)
+    assert [c.name for c in train] == ["9_1b_0", "0_1b_0", "0_ff_0"]
+    assert [(c.words, c.name) for c in held] == [(("zero",), "0_0a_0")]
+    assert [(c.words, c.name, c.reply) for c in others] == [(None, "stop_1b_0", SORRY)]
+    first = [strung(train, random.Random(seed)).words for seed in range(200)]
+    nines = sum(words is not None and words[0] == "nine" for words in first)
+    assert 70 < nines < 130, "as often as zero, though said by one speaker of two"
+    with pytest.raises(BadInput, match="holds no digits"):
+        commands(tmp_path / "stop")
+
+
+def test_a_word_is_cut_out_of_the_silence_around_it() -> None:
+    samples = np.zeros(RATE, np.float32)
+    samples[6000:9000] = 0.3 * np.sin(np.arange(3000) / 9)
+    cut = trimmed(samples)
+    assert 3000 < len(cut) < 5200 and np.abs(cut).sum() == pytest.approx(np.abs(samples).sum())
+    assert len(trimmed(np.zeros(RATE, np.float32))) == RATE
 
 
 def test_augmenting_tells_when_the_words_begin() -> None:

@@ -36,7 +36,7 @@ from nano_vl_scenes import (
     flag,
     pair_held_out,
 )
-from nano_vl_texts import FIELDS, Layout, form, lines, window
+from nano_vl_texts import FIELDS, Layout, aligned, form, lines, window
 from nano_vl_tokens import IMAGE, Scribe, make_tokenizer, words_of
 from nano_vl_words import (
     CHARACTERS,
@@ -264,6 +264,19 @@ def test_lines_are_read_as_they_are_written() -> None:
         assert whole.replace("\n", "").replace(" ", "") == written
         boxes = [box for box, _ in drawing.characters]
         assert all(b[0] >= 0 and b[2] <= drawing.width + 1 for b in boxes)
+
+
+def test_lines_begin_as_a_block_or_each_on_its_own() -> None:
+    widths, kinds = [40.0, 100.0, 70.0], Counter[str]()
+    for seed in range(200):
+        starts = aligned(Random(seed), widths, 250)
+        ends = [x + width for x, width in zip(starts, widths, strict=True)]
+        assert min(starts) >= 0 and max(ends) <= 250
+        middles = [(x + end) / 2 for x, end in zip(starts, ends, strict=True)]
+        block = {"left": starts, "right": ends, "centred": middles}
+        kinds[next((k for k, xs in block.items() if np.ptp(xs) < 1e-9), "free")] += 1
+    assert kinds["left"] > kinds["right"] and min(kinds[k] for k in block) > 20 < kinds["free"]
+    assert aligned(Random(0), [300.0], 250) == [0]  # what is too wide is cut at its end
 
 
 def test_other_pictures_have_answers(data: Path) -> None:
