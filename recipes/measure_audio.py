@@ -120,6 +120,7 @@ def hearing(asked: Asked, sets: dict[str, list[Clip]], say: Say) -> tuple[list[s
     for name, told in (
         ("digits", "one digit of the speaker held out"),
         ("digits in a row", "1 to 5 of that speaker's digits in a row, all of them"),
+        ("commands", "one digit of speakers of Speech Commands held out"),
         ("synthetic digits", "numbers of synthetic voices held out, all digits"),
         ("synthetic talk", "small talk of synthetic voices held out"),
     ):
@@ -191,7 +192,7 @@ def replace_measured(path: Path, lines: Sequence[str]) -> None:
 def measure(args: argparse.Namespace, say: Say) -> None:
     model = args.model or args.run / "checkpoint"
     asked = Asked(audio.open(model, dtype="fp32", device="cpu"), args.seed)
-    sets = held_sets(args.data, args.run)
+    sets = held_sets(args.data, args.run, args.commands)
     sets = {n: c if n in ("orders", "reading") else c[: args.count] for n, c in sets.items()}
     rows, answers = hearing(asked, sets, say)
     rows += transcripts(asked, sets, say)
@@ -208,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
     add = words.add_argument
     add("--data", type=Path, required=True, help="folder that holds speech/ and text/")
     add("--run", type=Path, default=Path("runs/nano-audio"), help="folder of the training")
+    add("--commands", type=Path, help="folder of Speech Commands, for one more row")
     add("--model", type=Path, help="folder of a checkpoint (default: the run's)")
     add("--count", type=int, default=150, help="clips of a kind, but all orders; sentences")
     add("--seed", type=int, default=0)

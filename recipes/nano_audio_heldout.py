@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nano_audio_clips import RATE, Clip, Synthetic, barista, digits, read, strange_held, strung
+from nano_audio_clips import (
+    RATE,
+    Clip,
+    Synthetic,
+    barista,
+    commands,
+    digits,
+    read,
+    strange_held,
+    strung,
+)
 from nano_audio_judge import Judge
 from nano_audio_language import (
     DIGITS,
@@ -54,13 +64,16 @@ class Share:
         return f"{self.right} of {self.count} | {part:.1f} ({100 * low:.0f}-{100 * high:.0f})"
 
 
-def held_sets(data: Path, run: Path | None) -> dict[str, list[Clip]]:
-    """Clips by what they show. `run` holds the synthetic ones (`spoken-held-out`)."""
+def held_sets(data: Path, run: Path | None, single: Path | None = None) -> dict[str, list[Clip]]:
+    """Clips by what they show. `run` holds the synthetic ones (`spoken-held-out`), `single` is the
+    folder of Speech Commands."""
     made: dict[str, list[Clip]] = {"orders": barista(data)[1]}
     alone = digits(data)[1]
     draw = random.Random(4)
     made["digits"] = draw.sample(alone, 200)
     made["digits in a row"] = [strung(alone, draw) for _ in range(100)]
+    if single is not None:
+        made["commands"] = draw.sample(found := commands(single)[1], len(found))
     reading, noise = strange_held(data)
     folder = data / "speech" / "fixtures"
     real = {row["file"]: row["text"] for row in json.loads((folder / "index.json").read_text())}
