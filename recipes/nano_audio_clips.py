@@ -31,7 +31,7 @@ RATE = 16_000
 UNKNOWN = "<unk>"
 HELD_CLUSTERS = frozenset({4, 13, 19, 22, 29, 33, 47, 50})  # of barista, for measuring only
 HELD_SPEAKER = "nicolas"  # of the digits
-HELD_BELOW = "10"  # speakers of Speech Commands with smaller names, one of sixteen
+HELD_END = "0"  # of the names of speakers of Speech Commands: one of sixteen
 FRONT = ("size", "roast", "numberOfShots")
 
 
@@ -130,7 +130,7 @@ def commands(folder: Path) -> tuple[list[Clip], list[Clip], list[Clip]]:
     others: list[Clip] = []
     for path in sorted(folder.glob("[a-z]*/*_nohash_*.wav")):
         word, (speaker, _, turn) = path.parent.name, path.stem.split("_")
-        samples, away = trimmed(read(path)), speaker < HELD_BELOW
+        samples, away = trimmed(read(path)), speaker.endswith(HELD_END)
         if word in DIGITS:
             name = f"{DIGITS.index(word)}_{speaker}_{turn}"
             clip = Clip(samples, (word,), (0.0,), name=name, reply=digits_reply(word))
