@@ -51,7 +51,6 @@ PLAN = Plan(rate=2e-3, warm_up=0.03, average=0.998)
 AGAIN = replace(PLAN, rate=1e-3)  # of ears that have heard before
 HEADS = 150  # steps that teachers are fitted to such ears
 SHARES = (9, 6, 7, 2)  # clips of a batch: synthetic, real orders, digits strung, the rest
-REST = ("name", "reading", "noise")
 SORTED = 4  # steps whose clips are drawn together and dealt out by length
 FORCE = 0.2  # part of the run after which the wordings of real orders are chosen anew
 FIRST = 0.05
