@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 import soundfile
 
+from apps.demos import talk
+from apps.demos.talker import Talker
+from apps.lanes import Lane
+from apps.service import Served
 from audio.resample import resample
 from audio.speech import Speech
 from lfm2_mm.types import Audio
@@ -231,16 +236,21 @@ def test_stop_lets_go_of_everything(address: str) -> None:
 
 
 def test_what_is_recorded_is_answered_in_sound_words_and_codes(address: str) -> None:
+    """However long the recording is on its way: nothing can be answered before it is there."""
     with chromium() as visit:
         page = opened(visit, address)
+        sent: list[Any] = []
+        page.route("**/upload*", lambda route: sent.append(route))
         page.get_by_role("tab", name="A recording").click()
-        page.click("#answer")
-        page.wait_for_selector("text=Record something, or choose a file, first.")
+        assert page.is_disabled("#answer")
         page.click("#recording .record-button")
         page.wait_for_timeout(1500)
-        page.click("#recording .stop-button")
-        page.wait_for_selector("#recording button[aria-label='Trim audio to selection']")
-        page.click("#answer")
+        with page.expect_request("**/upload*"):
+            page.click("#recording .stop-button")
+            page.wait_for_selector("#recording button[aria-label='Trim audio to selection']")
+        assert page.is_disabled("#answer")
+        sent[0].fallback()
+        page.click("#answer")  # waits until it can be clicked
         page.wait_for_selector(".stream-host:text('Playing')")
         page.wait_for_selector("#timeline .timeline img")
         page.wait_for_selector("#told:has-text('of real time')")
@@ -252,7 +262,15 @@ def test_what_is_recorded_is_answered_in_sound_words_and_codes(address: str) -> 
         assert -0.1 < frames * 0.08 - seconds < 1  # a frame may mean no sound
         assert page.inner_text("#text .answer")
         page.wait_for_selector("#whole button[aria-label='Download'], #whole a[download]")
+        page.click("#restart")
+        page.wait_for_selector("#answer:disabled")
         assert visit.errors == [] and visit.elsewhere == []
+
+
+def test_a_recording_taken_away_again_is_asked_for(speech: Speech) -> None:
+    page = talk.Page(Talker(Served("tiny-audio", "speech", speech, Lane("tiny-audio"))))
+    ((*_, told, whole),) = page.answer(None, gr.Request())
+    assert "Record something, or choose a file, first." in told and whole is None
 
 
 def test_a_bad_recording_is_told_and_the_page_goes_on(address: str, tmp_path: Path) -> None:

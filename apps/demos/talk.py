@@ -154,7 +154,9 @@ def _recording(page: Page) -> None:
                 elem_id="recording", buttons=[],
             )  # fmt: skip
             with gr.Row():
-                ask = gr.Button("Answer", variant="primary", elem_id="answer")
+                ask = gr.Button(
+                    "Answer", variant="primary", elem_id="answer", interactive=False
+                )  # fmt: skip
                 halt = gr.Button("Stop", elem_id="hush")
             restart = gr.Button("New conversation", size="sm", elem_id="restart")
         with gr.Column(scale=3, min_width=360):
@@ -171,9 +173,15 @@ def _recording(page: Page) -> None:
     gr.HTML("<h2>Text and codes as they were made</h2>")
     drawn = gr.HTML(elem_id="timeline")
     shown = [stream, text, drawn, told, whole]
+    # A recording is there only once the browser has sent it, a moment after it is stopped.
+    recording.change(_ready, recording, ask, queue=False, **QUIET)
     ask.click(page.answer, recording, shown, **QUIET, concurrency_id="answers")
     halt.click(page.stop, queue=False, **QUIET)
     restart.click(page.restart, None, [recording, text, drawn, told, whole], **QUIET)
+
+
+def _ready(recording: str | None) -> gr.Button:
+    return gr.Button(interactive=recording is not None)
 
 
 def page(talker: Talker) -> site.Page:
