@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import audio
 from audio.conversation import Manner
 from audio.session import (
     AHEAD_S,
@@ -26,80 +23,24 @@ from audio.session import (
 from audio.speech import Speech
 from audio.turns import SpeechEnd, SpeechPause, SpeechResume, SpeechStart
 from audio.vad import Found
-from lfm2_mm.errors import BadInput
-from lfm2_mm.types import Audio, AudioChunk, Done, Sampling
-from tests import tiny_audio
+from lfm2_mm.types import Audio, Done, Sampling
+from tests.listener import (
+    GREEDY,
+    RATE,
+    SOUND,
+    Listener,
+    Told,
+    at,
+    chunks_of,
+    heard,
+    tiny_speech,
+)
 from tests.plain_codec import PlainCodec
-
-RATE = 16_000
-GREEDY = Manner(sound=Sampling(temperature=0.0), steps=60)
-SOUND = tiny_audio.recording(4.0, RATE, 1)
 
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
-    folder: Path = tmp_path_factory.mktemp("speech")
-    tiny_audio.speech_folder(folder, seed=3, loud={tiny_audio.IM_END: 0.1}, **tiny_audio.SMALL)
-    speech = audio.open(folder, device="cpu", dtype="fp32")
-    speech.codec = PlainCodec()  # type: ignore[assignment]
-    return speech
-
-
-class Told:
-    """Finds speech where it is told to."""
-
-    def __init__(self, *events: Found) -> None:
-        self.events, self.seen, self.loud, self.silence_s = list(events), 0, False, 0.5
-
-    def push(self, samples: np.ndarray) -> list[Found]:
-        self.seen += len(samples)
-        due = [event for event in self.events if event.at <= self.seen]
-        self.events = self.events[len(due) :]
-        return due
-
-
-class Listener:
-    """Reads events and reports what it played: all of it at once, or nothing."""
-
-    def __init__(self, session: Session, *, plays: bool = True) -> None:
-        self.session, self.plays = session, plays
-        self.events: list[SessionEvent] = []
-        self.samples: dict[int, int] = {}
-        self.news = asyncio.Event()
-
-    async def run(self) -> None:
-        async for event in self.session:
-            self.events.append(event)
-            if isinstance(event, Said) and isinstance(event.event, AudioChunk):
-                count = self.samples.get(event.turn, 0) + len(event.event.samples)
-                self.samples[event.turn] = count
-                if self.plays:
-                    await self.session.played(event.turn, count)
-            self.news.set()
-
-    async def until(self, wanted: type, count: int = 1) -> None:
-        while sum(isinstance(e, wanted) for e in self.events) < count:
-            self.news.clear()
-            await asyncio.wait_for(self.news.wait(), 60)
-
-    async def chunks(self, turn: int, count: int) -> None:
-        while len(chunks_of(self.events, turn)) < count:
-            self.news.clear()
-            await asyncio.wait_for(self.news.wait(), 60)
-
-
-def chunks_of(events: Sequence[SessionEvent], turn: int) -> list[AudioChunk]:
-    said = [e.event for e in events if isinstance(e, Said) and e.turn == turn]
-    return [event for event in said if isinstance(event, AudioChunk)]
-
-
-async def heard(session: Session, start: float, end: float, size: int = 1600) -> None:
-    for at in range(int(start * RATE), int(end * RATE), size):
-        await session.hear(SOUND[at : min(at + size, int(end * RATE))])
-
-
-def at(seconds: float) -> int:
-    return int(seconds * RATE)
+    return tiny_speech(tmp_path_factory.mktemp("speech"))
 
 
 @pytest.mark.parametrize("size", [7, 80, 1601, 64_000])
@@ -403,105 +344,3 @@ def test_what_was_said_tells_how_long_to_wait(speech: Speech, wanted: float | No
         return told.silence_s
 
     assert asyncio.run(run()) == (wanted or 0.5) and asked == [at(0.8)]
-
-
-# ---- push to talk ---------------------------------------------------------------------------
-
-
-def test_committed_and_asked_for(speech: Speech) -> None:
-    async def run() -> list[SessionEvent]:
-        session = Session(speech.converse(manner=GREEDY), None)
-        listener = Listener(session)
-        reading = asyncio.create_task(listener.run())
-        with pytest.raises(BadInput, match="append audio"):
-            await session.commit()
-        await heard(session, 0, 0.3)
-        await session.clear()
-        await heard(session, 0.3, 1.0)
-        await session.commit()
-        with pytest.raises(BadInput, match="append audio"):
-            await session.commit()
-        await session.respond()
-        with pytest.raises(BadInput, match="being made"):
-            await session.respond()
-        await session.end()
-        await reading
-        with pytest.raises(BadInput, match="nothing waits"):
-            await session.respond()
-        return listener.events
-
-    events = asyncio.run(run())
-    wanted = speech.converse(manner=GREEDY).reply(Audio(SOUND[at(0.3) : at(1.0)], RATE))
-    sound = np.concatenate([chunk.samples for chunk in chunks_of(events, 1)])
-    assert np.array_equal(sound, wanted.audio.samples)
-    assert isinstance(events[0], Committed) and events[0].answer is None
-
-
-def test_a_turn_that_nobody_ends_is_refused_beyond_half_a_minute(speech: Speech) -> None:
-    async def run() -> None:
-        session = Session(speech.converse(manner=GREEDY), None)
-        for _ in range(30):
-            await session.hear(np.zeros(RATE, np.float32))
-        with pytest.raises(BadInput, match="30 s"):
-            await session.hear(np.zeros(1, np.float32))
-        await session.clear()
-        await session.hear(np.zeros(1, np.float32))
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize("samples", [0, 15])
-def test_truncated_after_it_was_made(speech: Speech, samples: int) -> None:
-    """Also while it only sounds on: the history keeps what was played."""
-
-    async def run() -> Session:
-        short = Manner(sound=Sampling(temperature=0.0), steps=12)
-        session = Session(speech.converse(manner=short), None)
-        listener = Listener(session, plays=False)
-        reading = asyncio.create_task(listener.run())
-        await heard(session, 0, 1.0)
-        await session.commit()
-        await session.respond()
-        while session.turn.state != "draining":
-            await asyncio.sleep(0.01)
-        await session.truncate(1, samples)
-        assert session.turn.state == "idle"
-        await session.played(1, 1000)  # too late
-        await session.close()
-        await reading
-        return session
-
-    conversation = asyncio.run(run()).conversation
-    straight = speech.converse(manner=Manner(sound=Sampling(temperature=0.0), steps=12))
-    for _ in straight.reply(Audio(SOUND[: at(1.0)], RATE)):
-        pass
-    straight.played(samples)
-    assert len(conversation.history) == len(straight.history)
-
-
-def test_cancelled_it_keeps_what_was_sent(speech: Speech) -> None:
-    async def run() -> tuple[int, int]:
-        endless = Manner(sound=Sampling(temperature=0.0), steps=400)
-        session = Session(speech.converse(manner=endless), None)
-        listener = Listener(session, plays=False)
-        reading = asyncio.create_task(listener.run())
-        await heard(session, 0, 1.0)
-        await session.commit()
-        await session.respond()
-        await listener.chunks(1, 3)
-        await session.cancel()
-        await asyncio.sleep(0.1)  # what was on its way comes
-        received = listener.samples[1]
-        await session.played(1, received)
-        assert session.turn.state == "idle"
-        await session.close()
-        await reading
-        return received, len(session.conversation.history)
-
-    received, length = asyncio.run(run())
-    straight = speech.converse(manner=Manner(sound=Sampling(temperature=0.0), steps=400))
-    straight_reply = straight.reply(Audio(SOUND[: at(1.0)], RATE))
-    while len(straight._ends) * PlainCodec.samples_per_frame < received + 20:
-        next(straight_reply)
-    straight.played(received)
-    assert length == len(straight.history)
