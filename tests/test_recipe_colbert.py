@@ -22,6 +22,7 @@ from lfm2_mm.weights import count_parameters
 from retrieval.encoder import open_encoder
 from retrieval.evaluation import read_corpus, read_qrels, read_queries
 from retrieval.scoring import maxsim
+from tests.recipe_run import steps_told
 
 pytest.importorskip("bm25s", reason="the recipe mines negatives with bm25s")
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -106,21 +107,9 @@ def trained(data: Path, out: Path, *more: str, stop_at: int | None = None) -> li
     """The losses the recipe prints. `stop_at`: interrupted after that step, as by Ctrl-C."""
     from nano_colbert import parser, train
 
-    losses: list[float] = []
-
-    def say(line: str) -> None:
-        if line.startswith("step "):
-            losses.append(float(line.split(" loss ")[1].split()[0]))
-            if len(losses) == stop_at:
-                raise KeyboardInterrupt
-
     args = parser().parse_args(["--data", str(data), "--out", str(out), *SMALL, *more])
-    if stop_at is None:
-        train(args, say)
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            train(args, say)
-    return losses
+    told = steps_told(train, args, stop_at)
+    return [float(line.split(" loss ")[1].split()[0]) for line in told]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from nano_vl_heldout import Item, scene_items
 from nano_vl_scenes import Gallery, Scenes
 
 from tests import vl_data
+from tests.recipe_run import steps_told
 
 pytestmark = pytest.mark.skipif(
     not vl_data.FONTS_ARE_HERE, reason="the fonts that nano-vl learns to read are not installed"
@@ -48,21 +49,8 @@ def trained(data: Path, out: Path, *more: str, stop_at: int | None = None) -> li
     """What the recipe prints at each step, without times. `stop_at`: interrupted there."""
     from nano_vl import parser, train
 
-    told: list[str] = []
-
-    def say(line: str) -> None:
-        if line.startswith("step "):
-            told.append(line.split(") ", 1)[1])
-            if len(told) == stop_at:
-                raise KeyboardInterrupt
-
     args = parser().parse_args(["--data", str(data), "--out", str(out), *SMALL, *more])
-    if stop_at is None:
-        train(args, say)
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            train(args, say)
-    return told
+    return [line.split(") ", 1)[1] for line in steps_told(train, args, stop_at)]
 
 
 @pytest.fixture(scope="module")
