@@ -47,10 +47,10 @@ def _run(args: Namespace, screen: Screen, *, browser: bool, library: bool) -> No
     from apps import realtime, server, watch
     from apps.demos import site, talk
 
-    watch.log_to_stderr()
     site.free_port(args.host, args.port)  # one that is taken is told before anything is loaded
 
     with (
+        watch.logging_to_stderr(),
         closing(wiring.open_service(args)) as service,
         site.uploads() as folder,
         _shelf(service) as shelf,
