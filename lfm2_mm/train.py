@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,12 @@ class Training:
         )
         self.averages = {name: p.detach().clone() for name, p in self.named.items()}
 
-    def update(self, loss: Tensor, progress: float) -> float:
+    def update(
+        self, loss: Tensor, progress: float,
+        average: Callable[[Iterable[Tensor]], None] = lambda _: None,
+    ) -> float:  # fmt: skip
         """One step down `loss` at this part (0..1) of the run; returns the gradient's norm.
+        `average` makes gradients of these parameters the mean over all who train the model.
 
         Raises FloatingPointError, with the weights unchanged, when the loss is not finite.
         """
@@ -68,6 +72,7 @@ class Training:
             group["lr"] = group["peak"] * factor
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        average(self.named.values())
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.plan.clip)
         self.optimiser.step()
         self.step += 1

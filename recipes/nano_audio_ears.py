@@ -35,6 +35,7 @@ from nano_audio_clips import (
     wordings,
 )
 from nano_audio_model import settings
+from together import ALONE, Together, joined
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,10 +89,11 @@ class Sounds:
 
     def __init__(
         self, data: Path, run: Path, seed: int, shares: Sequence[int] = SHARES,
-        single: Path | None = None,
+        single: Path | None = None, part: tuple[int, int] = (0, 1),
     ) -> None:  # fmt: skip
-        """`single`: folder of Speech Commands, where it is there."""
-        self.shares = shares
+        """`single`: folder of Speech Commands, where it is there. `part`: of each step's clips,
+        which (from 0) of how many."""
+        self.shares, self.part = shares, part
         self.synthetic, self.seed = Synthetic(run / "spoken"), seed
         self.orders, self.held = barista(data)
         self.digits, self.held_digits = digits(data)
@@ -106,6 +108,7 @@ class Sounds:
 
     def batch(self, step: int) -> Batch:
         """Of four steps' clips those of one step's length: little is padded."""
+        rank, count = self.part
         draw = random.Random(f"{self.seed}/{step // SORTED}")
         kinds = (self.request, self.order, self.digit, self.rest)
         drawn = [
@@ -115,7 +118,8 @@ class Sounds:
         ]
         size, turn = sum(self.shares), step % SORTED
         clips = sorted(drawn, key=lambda c: c.seconds)[turn * size : (turn + 1) * size]
-        return self.made(clips, random.Random(f"{self.seed}/{step}/noise"), noisy=True)
+        draw = random.Random(f"{self.seed}/{step}/noise{rank or ''}")
+        return self.made(clips[rank::count], draw, noisy=True)
 
     def request(self, draw: random.Random) -> Clip:
         return self.synthetic[draw.randrange(len(self.synthetic))]
@@ -217,6 +221,8 @@ def losses(ears: Ears, batch: Batch) -> dict[str, Tensor]:
 def ctc_loss(ears: Ears, batch: Batch, scores: Tensor, lengths: Tensor) -> Tensor:
     """Per word, over the clips whose words are known; scores (b, t, words + 1) are logarithms."""
     known = [n for n, words in enumerate(batch.words) if words is not None]
+    if not known:
+        return scores.sum() * 0
     targets = [torch.tensor(ears.ids(batch.words[n] or ()), dtype=torch.long) for n in known]
     sizes = torch.tensor([len(t) for t in targets])
     loss = F.ctc_loss(
@@ -338,7 +344,10 @@ def begin(ears: Ears, sounds: Sounds, folder: Path) -> None:
     ears.conformer.requires_grad_(True)
 
 
-def train(sounds: Sounds, folder: Path, steps: int, seed: int, older: Path | None = None) -> Ears:
+def train(
+    sounds: Sounds, folder: Path, steps: int, seed: int, older: Path | None = None,
+    together: Together = ALONE,
+) -> Ears:  # fmt: skip
     torch.manual_seed(seed)
     ears = Ears(vocabulary())
     training = Training(ears, AGAIN if older else PLAN)
@@ -346,23 +355,28 @@ def train(sounds: Sounds, folder: Path, steps: int, seed: int, older: Path | Non
     if state.exists():
         training.load(state)
         settle_norms(ears, sounds)
-        force(ears, sounds)
     elif older:
         begin(ears, sounds, older)
         training = Training(ears, AGAIN)
+    together.same(ears.state_dict().values())
+    if training.step or older:
         force(ears, sounds)
     first, start = training.step, time.process_time()
     moments = {round((FIRST + FORCE * n) * steps) for n in range(5)}
     while training.step < steps:
         if training.step in moments:
+            together.same(ears.buffers())  # means of normalisation: each measures its own
             force(ears, sounds)
         batch = sounds.batch(training.step)
         with torch.autocast("cpu", torch.bfloat16):
             parts = losses(ears, batch)
         weight = 1.0 if training.step < steps / 2 else 0.3
         training.update(
-            parts["ctc"] + weight * parts["frame"] + parts["strange"], training.step / steps
-        )
+            parts["ctc"] + weight * parts["frame"] + parts["strange"], training.step / steps,
+            together.average,
+        )  # fmt: skip
+        if together.rank:
+            continue
         if training.step % 25 == 0:
             rate = (time.process_time() - start) / (training.step - first)
             told = " ".join(f"{k} {v.item():.3f}" for k, v in parts.items())
@@ -371,10 +385,23 @@ def train(sounds: Sounds, folder: Path, steps: int, seed: int, older: Path | Non
             training.save(state)
         if training.step % 500 == 0:
             print(measure(ears, sounds), flush=True)
-    training.save(state)
+    if together.rank == 0:
+        training.save(state)
     training.use_averages()
     settle_norms(ears, sounds)
     return ears
+
+
+def helped(together: Together, args: argparse.Namespace) -> None:
+    trained(args, together)
+
+
+def trained(args: argparse.Namespace, together: Together) -> None:
+    part = (together.rank, together.count)
+    sounds = Sounds(args.data, args.run, args.seed, single=args.commands, part=part)
+    ears = train(sounds, args.run, args.steps, args.seed, args.begin, together)
+    if together.rank == 0:
+        print(measure(ears, sounds))
 
 
 def main() -> None:
@@ -385,10 +412,12 @@ def main() -> None:
     parser.add_argument("--commands", type=Path, help="folder of Speech Commands, or a part of it")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--processes", type=int, default=1, help="side by side, a part of each step in each"
+    )
     args = parser.parse_args()
-    sounds = Sounds(args.data, args.run, args.seed, single=args.commands)
-    ears = train(sounds, args.run, args.steps, args.seed, args.begin)
-    print(measure(ears, sounds))
+    with joined(args.processes, helped, args) as together:
+        trained(args, together)
 
 
 if __name__ == "__main__":

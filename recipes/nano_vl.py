@@ -27,10 +27,10 @@ from nano_vl_model import (
     cross_entropy_of_labels,
 )
 from nano_vl_scenes import Gallery
-from nano_vl_together import Together, joined
 from nano_vl_tokens import END, Scribe, make_tokenizer
 from nano_vl_training import Training
 from nano_vl_words import TRAINING_FONTS, Lexicon, load_words
+from together import Together, joined
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F

@@ -83,7 +83,7 @@ def test_two_processes_take_the_step_of_both_their_pictures(
 ) -> None:
     """Their momentum is that of one process that sees the pictures of both and halves gradients."""
     import nano_vl
-    from nano_vl_together import Together
+    from together import Together
 
     both, one = tmp_path / "both", tmp_path / "one"
     trained(data, both, "--steps", "4", "--processes", "2")

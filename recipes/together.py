@@ -1,6 +1,6 @@
-"""Several processes train one model: each draws pictures of its own, all take the same steps.
+"""Several processes train one model: each has a part of the data, all take the same steps.
 
-Knows processes and gradients; knows nothing of pictures. One process per core is faster than one
+Knows processes and gradients; knows nothing of data. One process per core is faster than one
 process with many threads, which small matrices keep waiting.
 """
 
@@ -50,12 +50,15 @@ class Together:
             gradient.copy_(part.view_as(gradient))
 
 
+ALONE = Together()
+
+
 @contextmanager
 def joined(count: int, helper: Callable[[Together, Any], None], work: Any) -> Iterator[Together]:
     """Rank 0 of `count` processes; each of the others calls `helper` with `work`. They end with
     the block: an interrupt is for rank 0, which saves."""
     if count < 2:
-        yield Together()
+        yield ALONE
         return
     fresh = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
