@@ -397,8 +397,7 @@ def helped(together: Together, args: argparse.Namespace) -> None:
 
 
 def trained(args: argparse.Namespace, together: Together) -> None:
-    part = (together.rank, together.count)
-    sounds = Sounds(args.data, args.run, args.seed, single=args.commands, part=part)
+    sounds = Sounds(args.data, args.run, args.seed, single=args.commands, part=together.part)
     ears = train(sounds, args.run, args.steps, args.seed, args.begin, together)
     if together.rank == 0:
         print(measure(ears, sounds))

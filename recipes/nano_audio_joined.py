@@ -23,6 +23,7 @@ from nano_audio_model import SHARPER, settings, sharpen
 from nano_audio_mouth import REHEARSAL, SLOTS, Lines, Mouth, Packed, lines_of, losses
 from nano_audio_tokenizer import BLANK, UNKNOWN
 from safetensors.torch import load_file, save_file
+from together import Together, joined
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -201,15 +202,16 @@ def total(parts: dict[str, Tensor]) -> Tensor:
     return torch.stack([weights[k.removeprefix("again ")] * v for k, v in parts.items()]).sum()
 
 
-def train(whole: Whole, requests: Requests, run: Path, steps: int) -> None:
+def train(whole: Whole, requests: Requests, run: Path, steps: int, together: Together) -> None:
     """Train, or go on, to `steps`; the state is kept every 100."""
     state, norms = run / "joined.safetensors", run / "joined-norms.safetensors"
     training = Training(whole, PLAN, list(whole.ears.parameters()))
     if state.exists():
         training.load(state)
         whole.load_state_dict(load_file(norms), strict=False)
-    else:
+    elif together.rank == 0:
         save_norms(whole, norms)
+    together.same(whole.state_dict().values())
     whole.listening()
     first, start = training.step, time.process_time()
     while training.step < steps:
@@ -217,20 +219,38 @@ def train(whole: Whole, requests: Requests, run: Path, steps: int) -> None:
             force(whole.ears, requests.sounds)
             whole.listening()
         parts = step_losses(whole, requests, training.step)
-        training.update(total(parts), training.step / steps)
+        training.update(total(parts), training.step / steps, together.average)
+        if together.rank:
+            continue
         if training.step % 20 == 0:
             rate = (time.process_time() - start) / (training.step - first)
             told = " ".join(f"{k} {v.item():.3f}" for k, v in parts.items())
             print(f"{training.step} {told} {rate:.2f} s/step", flush=True)
         if training.step % 100 == 0:
             training.save(state)
-    training.save(state)
+    if together.rank == 0:
+        training.save(state)
     training.use_averages()
 
 
 def save_norms(whole: Whole, path: Path) -> None:
     kept = {k: t for k, t in whole.state_dict().items() if "running_" in k and "encoder" not in k}
     save_file(kept, path)
+
+
+def helped(together: Together, args: argparse.Namespace) -> None:
+    trained(args, together)
+
+
+def trained(args: argparse.Namespace, together: Together) -> None:
+    lines = lines_of(args.data, args.run, args.seed, together.part)
+    sounds = Sounds(args.data, args.run, args.seed, SHARES, args.commands, together.part)
+    config = settings(lines.dialogue.tokenizer_size)
+    if together.rank or (args.run / "joined.safetensors").exists():
+        whole = Whole(config, lines, args.seed)
+    else:
+        whole = put_together(config, lines, sounds, args.run, args.seed, args.begin)
+    train(whole, Requests(lines, sounds), args.run, args.steps, together)
 
 
 def main() -> None:
@@ -241,15 +261,12 @@ def main() -> None:
     parser.add_argument("--commands", type=Path, help="folder of Speech Commands, as for the ears")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--processes", type=int, default=1, help="side by side, a part of each step in each"
+    )
     args = parser.parse_args()
-    lines = lines_of(args.data, args.run, args.seed)
-    sounds = Sounds(args.data, args.run, args.seed, SHARES, args.commands)
-    config = settings(lines.dialogue.tokenizer_size)
-    if (args.run / "joined.safetensors").exists():
-        whole = Whole(config, lines, args.seed)
-    else:
-        whole = put_together(config, lines, sounds, args.run, args.seed, args.begin)
-    train(whole, Requests(lines, sounds), args.run, args.steps)
+    with joined(args.processes, helped, args) as together:
+        trained(args, together)
 
 
 if __name__ == "__main__":

@@ -185,10 +185,13 @@ def losses(
 
 
 class Lines:
-    """What is said in a step; hangs on seed and step alone."""
+    """What is said in a step; hangs on seed and step alone. `part`: of each step's lines, which
+    (from 0) of how many."""
 
-    def __init__(self, dialogue: Dialogue, others: Sequence[str], seed: int) -> None:
-        self.dialogue, self.others, self.seed = dialogue, others, seed
+    def __init__(
+        self, dialogue: Dialogue, others: Sequence[str], seed: int, part: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.dialogue, self.others, self.seed, self.part = dialogue, others, seed, part
         self.words = [w for w in dialogue.units.codes if w not in PAUSES]
         self.heard = [w for w in vocabulary() if w[0] != "<"]
         self.known = set(self.heard)
@@ -200,8 +203,9 @@ class Lines:
         drawn.sort(key=lambda line: len(line.kinds))
         place = step % SORTED * BATCH
         torch.manual_seed(step)
+        rank, count = self.part
         noise = np.random.default_rng([self.seed, step])
-        return Packed(drawn[place : place + BATCH], noise, self.dialogue.pad), noise
+        return Packed(drawn[place : place + BATCH][rank::count], noise, self.dialogue.pad), noise
 
     def line(self, draw: random.Random, mix: Mix) -> Positions:
         if draw.random() < mix.whole:
@@ -348,11 +352,11 @@ def train(
     return mouth
 
 
-def lines_of(data: Path, run: Path, seed: int) -> Lines:
+def lines_of(data: Path, run: Path, seed: int, part: tuple[int, int] = (0, 1)) -> Lines:
     """Needs the units that were made before."""
     heard = [w for w in vocabulary() if w[0] != "<"]
     dialogue = Dialogue(make_tokenizer(heard), Units.load(run / "units.npz"))
-    return Lines(dialogue, other_sentences(data, 4000, seed)[::2], seed)
+    return Lines(dialogue, other_sentences(data, 4000, seed)[::2], seed, part)
 
 
 def main() -> None:

@@ -24,6 +24,11 @@ class Together:
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank, self.count = rank, count
 
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which (from 0) of how many."""
+        return self.rank, self.count
+
     @torch.no_grad()
     def same(self, tensors: Iterable[Tensor]) -> None:
         """Everywhere what they are in rank 0."""

@@ -32,6 +32,8 @@ import audio
 from lfm2_mm.errors import BadInput
 from lfm2_mm.types import Audio
 
+HALVES = ((0, 2), (1, 2))
+
 
 @pytest.fixture(scope="module")
 def units() -> Units:
@@ -162,6 +164,10 @@ def test_a_batch_hangs_on_seed_and_step_alone(lines: Lines) -> None:
     lines.batch(7, Mix())
     again, _ = lines.batch(6, Mix(whole=0.3))
     assert torch.equal(first.tokens, again.tokens) and torch.equal(first.listened, again.listened)
+    parts = [Lines(lines.dialogue, lines.others, 3, part).batch(6, Mix()) for part in HALVES]
+    whole, _ = lines.batch(6, Mix())
+    assert sum(part.tokens.shape[0] for part, _ in parts) == len(whole.tokens)
+    assert sum(int(part.mask.sum()) for part, _ in parts) == int(whole.mask.sum())
     other, _ = Lines(lines.dialogue, lines.others, seed=4).batch(6, Mix(whole=0.3))
     assert first.tokens.shape != other.tokens.shape or not torch.equal(first.tokens, other.tokens)
 
