@@ -7,6 +7,7 @@ reaches is fixed by codes already seen, and the causal network has nothing to gu
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Mapping
@@ -18,14 +19,17 @@ import torch
 from nano_audio_language import draw_reply, salad
 from nano_audio_units import BOOKS, CODES, PAUSES, Units
 from nano_audio_voice import FRAME, HOP, PARTS, SIZE, joined, silence, sound
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Lfm2Config, Lfm2Model
 
+from audio.codec import DETOKENIZER
 from lfm2_mm.train import Plan, Training
 
 HIDDEN, FEED_FORWARD, WINDOW, KINDS = 192, 384, 30, "ccacca"
 DELAY = (SIZE - HOP) // 2  # samples
 BINS = SIZE // 2 + 1
+LOUDNESS = 0.7  # a checkpoint's, of the voice it learned, whose loudest pulses reach beyond 1
 CROP, LEAD, BATCH = 16, 3, 12  # frames; the first LEAD of a crop lack their past and are not judged
 PLAN = Plan(rate=2e-3, table_rate=2e-3, average=0.998)
 
@@ -165,10 +169,22 @@ def phase_match(log: Tensor, phase: Tensor, target: Tensor) -> float:
     return float((torch.cos(phase - target.angle()) * size).sum() / size.sum())
 
 
-def train(units: Units, folder: Path, steps: int, seed: int) -> Detokenizer:
-    """Train, or go on, to `steps`; the state is kept in `folder` every 200."""
+def finished(folder: Path) -> Detokenizer:
+    """That of a checkpoint, as it was trained."""
+    model = Detokenizer()
+    model.load_published(load_file(folder / DETOKENIZER / "model.safetensors"))
+    with torch.no_grad():
+        model.lin.bias[:BINS] -= math.log(LOUDNESS)
+    return model
+
+
+def train(
+    units: Units, folder: Path, steps: int, seed: int, older: Path | None = None
+) -> Detokenizer:
+    """Train, or go on, to `steps`; the state is kept in `folder` every 200. It begins with the
+    detokenizer of the checkpoint `older`."""
     torch.manual_seed(seed)
-    model, grains = Detokenizer(), Grains(units)
+    model, grains = finished(older) if older else Detokenizer(), Grains(units)
     training = Training(model, PLAN)
     state = folder / "detokenizer.safetensors"
     if state.exists():
@@ -209,8 +225,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--begin", type=Path, help="a checkpoint's folder to go on from")
     args = parser.parse_args()
-    model = train(Units.load(args.run / "units.npz"), args.run, args.steps, args.seed)
+    units = Units.load(args.run / "units.npz")
+    model = train(units, args.run, args.steps, args.seed, args.begin)
     save(model, args.run / "audio_detokenizer")
 
 

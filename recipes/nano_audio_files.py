@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import torch
-from nano_audio_detokenizer import BINS, Detokenizer
+from nano_audio_detokenizer import BINS, LOUDNESS, Detokenizer, finished
 from nano_audio_detokenizer import settings as voice_settings
 from nano_audio_joined import Whole, averages
 from nano_audio_model import SHARPER, settings, sharpen
@@ -23,7 +23,6 @@ from audio.loading import published_speech
 from audio.model import SpeechModel
 from lfm2_mm.weights import write
 
-LOUDNESS = 0.7  # of the voice it learned, whose loudest pulses reach beyond 1
 CARD = Path(__file__).with_name("nano_audio_card.md")
 
 
@@ -57,12 +56,10 @@ def trained(data: Path, run: Path, older: Path | None) -> tuple[Whole, Detokeniz
     whole = Whole(settings(lines.dialogue.tokenizer_size), lines, 0)
     whole.load_state_dict(averages(run / "joined.safetensors"), strict=False)
     whole.load_state_dict(load_file(run / "joined-norms.safetensors"), strict=False)
-    voice = Detokenizer()
     if older:
-        voice.load_published(load_file(older / DETOKENIZER / "model.safetensors"))
-        with torch.no_grad():
-            voice.lin.bias[:BINS] -= math.log(LOUDNESS)
+        voice = finished(older)
     else:
+        voice = Detokenizer()
         voice.load_state_dict(averages(run / "detokenizer.safetensors"), strict=False)
     return whole.eval(), voice.eval(), lines
 

@@ -23,7 +23,7 @@ from tests import served
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
-from nano_audio_clips import RATE, barista, strange_held
+from nano_audio_clips import RATE, barista, digits, strange_held
 from nano_audio_heldout import listener, plain, slots_right
 from nano_audio_judge import errors
 from nano_audio_language import SORRY
@@ -46,6 +46,7 @@ def test_it_is_small_and_has_a_card() -> None:
         "cc-by-sa-4.0",
         "CC BY-SA 4.0",
         "Free Spoken Digit",
+        "Speech Commands",
         "Picovoice",
         "flite",
         "Limits",
@@ -107,6 +108,13 @@ def test_it_understands_people_it_never_heard(speech: Speech, data: Path) -> Non
         reply = speech.converse().reply(Audio(clip.samples, RATE))
         marks += slots_right(reply.text, clip.slots or {})
     assert len(marks) > 30 and sum(marks) / len(marks) > 0.85
+
+
+def test_it_understands_digits_of_a_speaker_it_never_heard(speech: Speech, data: Path) -> None:
+    clips = digits(data)[1][::20]
+    said = [speech.converse().reply(Audio(clip.samples, RATE)).text for clip in clips]
+    right = [text == clip.reply for text, clip in zip(said, clips, strict=True)]
+    assert len(right) > 20 and sum(right) / len(right) > 0.75, said
 
 
 def test_it_is_sorry_about_what_it_does_not_know(speech: Speech, data: Path) -> None:

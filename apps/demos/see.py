@@ -181,8 +181,8 @@ def about(viewer: Viewer) -> str:
     if row is not None and row.bundled:
         return (
             f"<b>{markup.escape(name)}</b> is at work: a very small model of the package's own. "
-            "It tells shapes, colours, places and numbers in drawings and reads most words in large "
-            "type; photographs are beyond it. With "
+            "It tells shapes, colours, places and numbers in drawings and reads most words in "
+            "large type; photographs are beyond it. With "
             f"<code>lfm2-mm fetch {PUBLISHED}</code> and <code>lfm2-mm demo --models {PUBLISHED}"
             "</code> a published model takes its place."
         )
