@@ -392,11 +392,8 @@ def train(
     return ears
 
 
-def helped(together: Together, args: argparse.Namespace) -> None:
-    trained(args, together)
-
-
-def trained(args: argparse.Namespace, together: Together) -> None:
+def trained(together: Together, args: argparse.Namespace) -> None:
+    """What each of the processes does."""
     sounds = Sounds(args.data, args.run, args.seed, single=args.commands, part=together.part)
     ears = train(sounds, args.run, args.steps, args.seed, args.begin, together)
     if together.rank == 0:
@@ -415,8 +412,8 @@ def main() -> None:
         "--processes", type=int, default=1, help="side by side, a part of each step in each"
     )
     args = parser.parse_args()
-    with joined(args.processes, helped, args) as together:
-        trained(args, together)
+    with joined(args.processes, trained, args) as together:
+        trained(together, args)
 
 
 if __name__ == "__main__":

@@ -238,11 +238,8 @@ def save_norms(whole: Whole, path: Path) -> None:
     save_file(kept, path)
 
 
-def helped(together: Together, args: argparse.Namespace) -> None:
-    trained(args, together)
-
-
-def trained(args: argparse.Namespace, together: Together) -> None:
+def trained(together: Together, args: argparse.Namespace) -> None:
+    """What each of the processes does."""
     lines = lines_of(args.data, args.run, args.seed, together.part)
     sounds = Sounds(args.data, args.run, args.seed, SHARES, args.commands, together.part)
     config = settings(lines.dialogue.tokenizer_size)
@@ -265,8 +262,8 @@ def main() -> None:
         "--processes", type=int, default=1, help="side by side, a part of each step in each"
     )
     args = parser.parse_args()
-    with joined(args.processes, helped, args) as together:
-        trained(args, together)
+    with joined(args.processes, trained, args) as together:
+        trained(together, args)
 
 
 if __name__ == "__main__":
