@@ -55,6 +55,21 @@ def tilted(samples: np.ndarray, amount: float) -> np.ndarray:
     return np.append(samples[:1], samples[1:] + amount * samples[:-1]).astype(np.float32)
 
 
+def clicks(draw: random.Random) -> Clip:
+    """Ticks, knocks and sneezes: one to six bursts of noise that die away, each in a band of its
+    own."""
+    noise = np.random.default_rng(draw.getrandbits(32))
+    samples = np.zeros(round(RATE * draw.uniform(0.4, 3.0)), np.float32)
+    time = np.arange(len(samples)) / RATE
+    for _ in range(draw.randint(1, 6)):
+        rise, fall = draw.uniform(0.001, 0.05), 0.005 * 40 ** draw.random()
+        since = np.maximum(time - draw.uniform(0.0, time[-1]), 0.0)
+        shape = (1 - np.exp(-since / rise)) * np.exp(-since / fall)
+        burst = band_limited(noise.standard_normal(len(time)) * shape, draw.uniform(500, 8000))
+        samples += tilted(burst, draw.uniform(-0.9, 0.9)) * draw.uniform(0.2, 1.0)
+    return Clip(samples, ())
+
+
 def with_noise(
     samples: np.ndarray, noise: np.ndarray, decibels: float, draw: random.Random
 ) -> np.ndarray:

@@ -171,6 +171,12 @@ def strung(clips: Sequence[Clip], draw: random.Random) -> Clip:
     return Clip(np.concatenate(parts), tuple(words), tuple(starts), name=speaker, reply=reply)
 
 
+def phrase(clips: Sequence[Clip], draw: random.Random) -> Clip:
+    """One to four words that are none of ours, run together."""
+    parts = [draw.choice(clips).samples for _ in range(draw.choice((1, 1, 2, 3, 4)))]
+    return Clip(np.concatenate([p / (np.abs(p).max() + 1e-6) for p in parts]), None)
+
+
 def names(data: Path) -> list[Clip]:
     """Real names called: "computer", "smart mirror", …"""
     found, answer = [], TALK["name called"][1]

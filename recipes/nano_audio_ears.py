@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nano_audio_augment import augment, band_limited, stretched
+from nano_audio_augment import augment, band_limited, clicks, stretched
 from nano_audio_clips import (
+    RATE,
     UNKNOWN,
     Clip,
     Synthetic,
@@ -28,6 +29,7 @@ from nano_audio_clips import (
     commands,
     digits,
     names,
+    phrase,
     rooms,
     strange,
     strung,
@@ -52,6 +54,7 @@ PLAN = Plan(rate=2e-3, warm_up=0.03, average=0.998)
 AGAIN = replace(PLAN, rate=1e-3)  # of ears that have heard before
 HEADS = 150  # steps that teachers are fitted to such ears
 SHARES = (9, 6, 7, 2)  # clips of a batch: synthetic, real orders, digits strung, the rest
+REST = ("sentence", "sentence", "name", "phrase", "clicks", "reading", "noise")  # kinds of it
 SORTED = 4  # steps whose clips are drawn together and dealt out by length
 FORCE = 0.2  # part of the run after which the wordings of real orders are chosen anew
 FIRST = 0.05
@@ -94,7 +97,8 @@ class Sounds:
         """`single`: folder of Speech Commands, where it is there. `part`: of each step's clips,
         which (from 0) of how many."""
         self.shares, self.part = shares, part
-        self.synthetic, self.seed = Synthetic(run / "spoken"), seed
+        self.synthetic, self.sentences = (Synthetic(run / n) for n in ("spoken", "spoken-others"))
+        self.seed = seed
         self.orders, self.held = barista(data)
         self.digits, self.held_digits = digits(data)
         self.commands, self.held_commands, self.others = (
@@ -139,18 +143,20 @@ class Sounds:
         return replace(clip, samples=samples, starts=starts)
 
     def rest(self, draw: random.Random) -> Clip:
-        """A name called, a word that is none of ours; or part of a reading or a noise."""
-        pools = [
-            (self.names, True),
-            (self.others, True),
-            (self.reading, False),
-            (self.noises, False),
-        ]
-        pool, whole = draw.choice([(clips, whole) for clips, whole in pools if clips])
-        clip = draw.choice(pool)
-        if whole:
-            return clip
-        length = round(16_000 * draw.uniform(0.6, 5.0))
+        """A name called, what nobody can answer, words that are none of ours, clicks; or part of a
+        reading or a noise, short parts as likely as long ones: they are what is taken for digits
+        and small talk."""
+        kind = draw.choice(REST)
+        if kind == "sentence":
+            return self.sentences[draw.randrange(len(self.sentences))]
+        if kind == "name":
+            return draw.choice(self.names)
+        if kind == "phrase" and self.others:
+            return phrase(self.others, draw)
+        if kind == "clicks":
+            return clicks(draw)
+        clip = draw.choice(self.noises if kind == "noise" else self.reading)
+        length = round(RATE * 0.4 * 12.5 ** draw.random())  # 0.4 to 5 s
         start = draw.randrange(max(1, len(clip.samples) - length))
         return replace(clip, samples=clip.samples[start : start + length])
 

@@ -10,7 +10,7 @@ import argparse
 import ctypes
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,34 +118,41 @@ def draw_turn(draw: random.Random, others: Sequence[str]) -> Turn:
     return Turn(draw.choice(others), "other", SORRY)
 
 
-def speak(count: int, seed: int, others: Sequence[str], measured: bool) -> Iterator[Spoken]:
+def speak(turns: Iterable[Turn], draw: random.Random, measured: bool) -> Iterator[Spoken]:
     """Requests in random voices; `measured` takes the held-out voices only."""
     import torch
     from torchaudio.functional import resample
 
-    draw, espeak = random.Random(seed), Espeak()
+    espeak = Espeak()
     flites = {name: Flite(name) for name in FLITE}
     names = [v for v in voices() if held_out(v) == measured and espeak.knows(v)]
-    for _ in range(count):
-        turn = draw_turn(draw, others)
+    for turn in turns:
         if not measured and draw.random() < 0.12:
             voice = draw.choice(FLITE)
             samples, rate, times = flites[voice].say(turn.request)
             starts = tuple(start for _, start, _ in times)
         else:
             voice = draw.choice(names)
+            speed, pitch, spread = (
+                draw.randint(120, 210),
+                draw.randint(15, 80),
+                draw.randint(20, 80),
+            )
+            spread = min(
+                spread, 2 * pitch + 20
+            )  # espeak-ng 1.51 crashes where pitch swings below 0
             samples, rate, starts = espeak.say(
-                turn.request, voice, speed=draw.randint(120, 210), pitch=draw.randint(15, 80),
-                spread=draw.randint(20, 80),
-            )  # fmt: skip
+                turn.request, voice, speed=speed, pitch=pitch, spread=spread
+            )
         if len(starts) != len(turn.request.split()):
             starts = ()  # "I'd" as two words, say: no labels by time for this one
         narrow = resample(torch.from_numpy(samples), rate, RATE).clamp(-1, 1)
         yield Spoken((narrow.numpy() * 32767).astype(np.int16), starts, turn, voice)
 
 
-def other_sentences(data: Path, count: int, seed: int) -> list[str]:
-    """Short questions and statements of everyday life, none of them the counter's own."""
+def other_sentences(data: Path) -> tuple[list[str], list[str], list[str]]:
+    """Short questions and statements of everyday life, none of them the counter's own: to train
+    on, for measuring only, and all the rest."""
     import lzma
 
     own = {way for ways, _ in TALK.values() for way in ways}
@@ -157,11 +164,13 @@ def other_sentences(data: Path, count: int, seed: int) -> list[str]:
                 plain = "".join(c for c in text.lower() if c.isalpha() or c in " '").strip()
                 if 2 <= len(plain.split()) <= 9 and plain not in own:
                     found.append(plain)
-    return random.Random(seed).sample(found, min(count, len(found)))
+    some = random.Random(0).sample(found, min(4000, len(found)))
+    held = set(some[1::2]) - set(some[::2])
+    return some[::2], [text for text in some if text in held], sorted(set(found) - set(some))
 
 
-def write(spoken: Iterator[Spoken], folder: Path) -> int:
-    """Samples end to end in `samples.i16`, what was said in `turns.jsonl`; returns how many."""
+def write(spoken: Iterator[Spoken], folder: Path) -> None:
+    """Samples end to end in `samples.i16`, what was said in `turns.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
     place = count = 0
     with (folder / "samples.i16").open("wb") as sound, (folder / "turns.jsonl").open("w") as words:
@@ -175,7 +184,7 @@ def write(spoken: Iterator[Spoken], folder: Path) -> int:
             words.write(json.dumps(row) + "\n")
             place += len(one.samples)
             count += 1
-    return count
+    print(f"{count} requests in {folder}")
 
 
 def main() -> None:
@@ -183,12 +192,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
     parser.add_argument("--count", type=int, default=12000)
+    parser.add_argument("--others", type=int, default=6000, help="more of what nobody can answer")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    others = other_sentences(args.data, 4000, args.seed)
-    for name, count, measured in (("spoken", args.count, False), ("spoken-held-out", 300, True)):
-        spoken = speak(count, args.seed + measured, others[measured::2], measured)
-        print(f"{write(spoken, args.run / name)} requests in {args.run / name}")
+    train, held, more = other_sentences(args.data)
+    parts = (("spoken", train, args.count), ("spoken-held-out", held, 300))
+    for measured, (name, others, count) in enumerate(parts):
+        draw = random.Random(args.seed + measured)
+        turns = (draw_turn(draw, others) for _ in range(count))
+        write(speak(turns, draw, bool(measured)), args.run / name)
+    draw = random.Random(args.seed + 2)
+    turns = (Turn(text, "other", SORRY) for text in draw.sample(more, min(args.others, len(more))))
+    write(speak(turns, draw, measured=False), args.run / "spoken-others")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import lzma
 import random
 import sys
 from pathlib import Path
@@ -17,12 +19,13 @@ from nano_audio_augment import augment
 from nano_audio_clips import RATE, Clip, commands, strung, trimmed, vocabulary, wordings
 from nano_audio_detokenizer import Detokenizer, Grains, draw_batch
 from nano_audio_dialogue import INTERLEAVED, N_AUDIO, SPOKEN, TEXT, Dialogue, Positions
-from nano_audio_files import save_folder
+from nano_audio_files import load, save_folder
 from nano_audio_heldout import plain, read_codes, slots_right, slots_told
-from nano_audio_joined import Whole, begin
+from nano_audio_joined import PLAN, Whole, begin, save_norms
 from nano_audio_language import SORRY, draw_order, draw_reply, lexicon, words_of
 from nano_audio_model import settings
 from nano_audio_mouth import Lines, Mix, Mouth, losses, train
+from nano_audio_speakers import other_sentences
 from nano_audio_tokenizer import make_tokenizer
 from nano_audio_units import CODES, PAUSES, Units
 from nano_audio_voice import FRAME, sound
@@ -30,6 +33,7 @@ from safetensors.torch import load_file
 
 import audio
 from lfm2_mm.errors import BadInput
+from lfm2_mm.train import Training
 from lfm2_mm.types import Audio
 
 HALVES = ((0, 2), (1, 2))
@@ -159,6 +163,23 @@ def test_augmenting_tells_when_the_words_begin() -> None:
         assert 0.87 < slower < 1.15 and np.abs(samples).max() <= 0.901
 
 
+def test_what_is_measured_is_not_said_in_training(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for name in ("clinc150", "tatoeba_english"):
+        texts = [f"who sees {letters(n % 2500)}?" for n in range(3000)]  # 500 of them twice
+        texts += ["What is your name?", "no"]  # the counter's own, and too short
+        with lzma.open(tmp_path / f"text/{name}.jsonl.xz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    train, held, more = map(set, other_sentences(tmp_path))
+    assert min(len(train), len(held), len(more)) > 100
+    assert not (train & held or train & more or held & more)
+    assert train | held | more == {f"who sees {letters(n)}" for n in range(2500)}
+
+
+def letters(number: int) -> str:
+    return "".join(chr(97 + int(digit)) for digit in f"{number:04}")
+
+
 def test_a_batch_hangs_on_seed_and_step_alone(lines: Lines) -> None:
     first, _ = lines.batch(6, Mix(whole=0.3))
     lines.batch(7, Mix())
@@ -234,3 +255,22 @@ def test_a_finished_mouth_is_gone_on_with(lines: Lines, tmp_path: Path) -> None:
     torch.testing.assert_close(again.encoder.out.weight, adapter, rtol=2**-8, atol=0)
     other.load_published(load_file(folder / "audio_detokenizer" / "model.safetensors"))
     torch.testing.assert_close(other.emb.weight, sounds, rtol=2**-8, atol=0)
+
+
+def test_the_mean_of_some_runs_is_written(lines: Lines, tmp_path: Path) -> None:
+    config, runs = settings(lines.dialogue.tokenizer_size), (tmp_path / "one", tmp_path / "two")
+    wholes = [Whole(config, lines, seed) for seed in range(2)]
+    for whole, run in zip(wholes, runs, strict=True):
+        run.mkdir()
+        norm = next(m for m in whole.modules() if isinstance(m, torch.nn.BatchNorm1d))
+        assert norm.running_mean is not None
+        norm.running_mean += torch.randn_like(norm.running_mean)
+        Training(whole, PLAN).save(run / "joined.safetensors")
+        save_norms(whole, run / "joined-norms.safetensors")
+    states = [whole.state_dict() for whole in wholes]
+    for some in (runs, runs[1:]):
+        load(made := Whole(config, lines, 2), some)
+        for name, tensor in made.state_dict().items():
+            if "by_frame" not in name and tensor.is_floating_point():
+                wanted = torch.stack([s[name] for s in states[2 - len(some) :]]).mean(0)
+                torch.testing.assert_close(tensor, wanted, msg=name)

@@ -16,8 +16,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 import nano_audio_ears
+from nano_audio_augment import clicks
 from nano_audio_clips import HELD_SPEAKER, RATE, vocabulary, wordings
 from nano_audio_ears import Ears, Sounds, ctc_loss, losses
+from nano_audio_language import SORRY
 from safetensors import safe_open
 
 NOISE = np.random.default_rng(0)
@@ -63,19 +65,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What nano_audio_speakers writes."""
+    """What nano_audio_speakers writes: customers, and what nobody can answer."""
     folder: Path = tmp_path_factory.mktemp("run")
-    (folder / "spoken").mkdir()
-    samples = (3000 * NOISE.standard_normal(4 * RATE)).astype(np.int16)
-    samples.tofile(folder / "spoken/samples.i16")
-    rows = [
-        {
-            "start": n * RATE, "length": RATE, "request": "a large latte", "starts": [0, 0.3, 0.6],
-            "slots": SLOTS, "voice": "v", "reply": "one large latte, coming right up.",
-        }
-        for n in range(4)
-    ]  # fmt: skip
-    (folder / "spoken/turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = {"length": RATE, "starts": [0, 0.3, 0.6], "voice": "v"}
+    order = {
+        "request": "a large latte", "slots": SLOTS, "reply": "one large latte, coming right up.",
+    }  # fmt: skip
+    other = {"request": "who are you", "slots": {}, "reply": SORRY}
+    for name, said in (("spoken", order), ("spoken-others", other)):
+        (folder / name).mkdir()
+        samples = (3000 * NOISE.standard_normal(4 * RATE)).astype(np.int16)
+        samples.tofile(folder / name / "samples.i16")
+        rows = [json.dumps(row | said | {"start": n * RATE}) + "\n" for n in range(4)]
+        (folder / name / "turns.jsonl").write_text("".join(rows))
     return folder
 
 
@@ -91,6 +93,33 @@ def test_parts_of_a_step_are_its_clips(data: Path, spoken: Path, count: int) -> 
     assert torch.equal(alone.mels, whole.mels)
 
 
+def test_what_is_no_order_is_short_or_long_and_holds_no_word(
+    data: Path, spoken: Path, tmp_path: Path
+) -> None:
+    for word in ("four", "tree"):
+        sound(tmp_path / word / "b1_nohash_0.wav", 0.5)
+    draw, sounds = random.Random(0), Sounds(data, spoken, seed=0, single=tmp_path)
+    clips = [sounds.rest(draw) for _ in range(200)]
+    known = [clip for clip in clips if clip.words]
+    assert {clip.words for clip in known} == {("computer",), ("who", "are", "you")}
+    rest = [clip for clip in clips if not clip.words]
+    assert {clip.reply for clip in rest} == {SORRY} and 80 < len(rest) < 160
+    assert min(c.seconds for c in rest) < 0.5 and max(c.seconds for c in rest) > 1.5
+    for clip in rest:
+        heard = sounds.made([clip], draw, noisy=True)
+        assert clip.seconds <= 5 and torch.isfinite(heard.mels).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_clicks_die_away_and_differ() -> None:
+    one, again, other = (clicks(random.Random(seed)).samples for seed in (0, 0, 1))
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+    for seed in range(50):
+        samples = clicks(random.Random(seed)).samples
+        assert samples.dtype == np.float32 and 0.4 * RATE <= len(samples) <= 3 * RATE
+        assert np.isfinite(samples).all() and np.abs(samples).max() > 0.05
+
+
 def test_a_part_without_a_known_word_teaches_none(data: Path, spoken: Path) -> None:
     """Before the wordings of real orders are chosen, the longest clips may all be such orders."""
     sounds, ears = Sounds(data, spoken, seed=0), Ears(vocabulary())
@@ -104,7 +133,8 @@ def test_two_processes_train_and_one_goes_on(
     data: Path, spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    (tmp_path / "spoken").symlink_to(spoken / "spoken")
+    for name in ("spoken", "spoken-others"):
+        (tmp_path / name).symlink_to(spoken / name)
     few = partial(nano_audio_ears.settle_norms, count=2)
     monkeypatch.setattr(nano_audio_ears, "settle_norms", few)
     for steps, processes in ((2, 2), (3, 1)):
