@@ -97,7 +97,8 @@ class Sounds:
         """`single`: folder of Speech Commands, where it is there. `part`: of each step's clips,
         which (from 0) of how many."""
         self.shares, self.part = shares, part
-        self.synthetic, self.sentences = (Synthetic(run / n) for n in ("spoken", "spoken-others"))
+        self.voices = [Synthetic(run / name) for name in ("spoken", "spoken-clearly")]
+        self.sentences = Synthetic(run / "spoken-others")
         self.seed = seed
         self.orders, self.held = barista(data)
         self.digits, self.held_digits = digits(data)
@@ -126,7 +127,8 @@ class Sounds:
         return self.made(clips[rank::count], draw, noisy=True)
 
     def request(self, draw: random.Random) -> Clip:
-        return self.synthetic[draw.randrange(len(self.synthetic))]
+        spoken = draw.choice(self.voices)
+        return spoken[draw.randrange(len(spoken))]
 
     def order(self, draw: random.Random) -> Clip:
         place = draw.randrange(len(self.orders))

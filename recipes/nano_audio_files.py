@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -51,23 +50,12 @@ def save_folder(whole: Whole, voice: Detokenizer, lines: Lines, folder: Path) ->
     return write(folder, small(published_speech(model)), config.to_json(), files)
 
 
-def load(whole: Whole, runs: Sequence[Path]) -> None:
-    """What was joined in some runs that began alike: the mean of their weights ("Model soups",
-    Wortsman et al. 2022)."""
-    names = ("joined.safetensors", "joined-norms.safetensors")
-    states = [averages(run / names[0]) | load_file(run / names[1]) for run in runs]
-    mean = {k: torch.stack([s[k].double() for s in states]).mean(0) for k in states[0]}
-    whole.load_state_dict(mean, strict=False)
-
-
-def trained(
-    data: Path, run: Path, also: Sequence[Path], older: Path | None
-) -> tuple[Whole, Detokenizer, Lines]:
-    """What the trainings in `run` and, joined from the same beginning, `also` have reached; the
-    voice of `older`."""
+def trained(data: Path, run: Path, older: Path | None) -> tuple[Whole, Detokenizer, Lines]:
+    """What the trainings in `run` have reached, with averaged weights; the voice of `older`."""
     lines = lines_of(data, run, 0)
     whole = Whole(settings(lines.dialogue.tokenizer_size), lines, 0)
-    load(whole, (run, *also))
+    whole.load_state_dict(averages(run / "joined.safetensors"), strict=False)
+    whole.load_state_dict(load_file(run / "joined-norms.safetensors"), strict=False)
     if older:
         voice = finished(older)
     else:
@@ -80,16 +68,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
-    parser.add_argument(
-        "--also", type=Path, nargs="+", default=(), metavar="RUN",
-        help="other runs, joined from the same beginning: the mean of all is written",
-    )  # fmt: skip
     parser.add_argument("--voice", type=Path, help="a checkpoint whose detokenizer is kept")
     args = parser.parse_args()
     with torch.no_grad():
-        folder = save_folder(
-            *trained(args.data, args.run, args.also, args.voice), args.run / "checkpoint"
-        )
+        folder = save_folder(*trained(args.data, args.run, args.voice), args.run / "checkpoint")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.2f} MB")
 

@@ -35,7 +35,7 @@ from lfm2_mm.errors import BadInput
 from lfm2_mm.train import Plan, Training
 
 PLAN = Plan(rate=6e-4, table_rate=3e-4, warm_up=0.04, average=0.995)  # the second is the ears'
-SHARES = (4, 4, 4, 3)  # clips of a step: synthetic, real orders, digits strung, the rest
+SHARES = (5, 4, 4, 3)  # clips of a step: synthetic, real orders, digits strung, the rest
 FITTED = 250  # steps of the adapter by itself
 TEACHER = 0.3  # weight of CTC
 WRITTEN = 0.4  # part of the requests that are written down, not answered

@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nano_audio_language import SORRY, TALK, Turn, draw_digits, draw_order, draw_talk
+from nano_audio_augment import stretched
+from nano_audio_language import SORRY, TALK, Turn, draw_digits, draw_order, draw_talk, words_of
+from nano_audio_pico import LANGUAGES, Pico
+from nano_audio_units import Units
+from nano_audio_voice import RATE as FINE
 from nano_audio_voice import Flite
 
 RATE = 16_000
@@ -24,6 +28,9 @@ ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "
 VARIANTS = Path("/usr/lib/x86_64-linux-gnu/espeak-ng-data/voices/!v")
 STRANGE = {"whisper", "whisperf", "croak", "Demonic", "Half-LifeAnnouncementSystem", "robosoft",
            "UniRobot", "caleb", "fast"}  # fmt: skip
+OWN = "nano"
+SHARES = (0.40, 0.62, 0.88)  # orders, digits beside, small talk beside
+CLEARLY = (0.30, 0.50, 0.85)
 FLITE = ("slt", "awb", "rms", "kal16")
 SYNCHRONOUS, WORD, ITS_TEXT = 2, 1, 1  # speak_lib.h: output mode, event type, UTF-8
 SPEED, PITCH, RANGE = 1, 3, 4  # parameters
@@ -106,23 +113,23 @@ def held_out(voice: str) -> bool:
     return voice.partition("+")[2] in {"f2", "m4", "Alicia", "klatt3", "adam", "belinda"}
 
 
-def draw_turn(draw: random.Random, others: Sequence[str]) -> Turn:
-    """What a customer says: orders, digits, small talk, and what nobody can answer here."""
+def draw_turn(
+    draw: random.Random, others: Sequence[str], limits: tuple[float, float, float]
+) -> Turn:
+    """What a customer says: orders, digits, small talk, and what nobody can answer here; `limits`
+    are the shares of the first, the first two, the first three."""
     kind = draw.random()
-    if kind < 0.40:
+    if kind < limits[0]:
         return draw_order(draw)
-    if kind < 0.62:
+    if kind < limits[1]:
         return draw_digits(draw)
-    if kind < 0.88:
+    if kind < limits[2]:
         return draw_talk(draw)
     return Turn(draw.choice(others), "other", SORRY)
 
 
 def speak(turns: Iterable[Turn], draw: random.Random, measured: bool) -> Iterator[Spoken]:
     """Requests in random voices; `measured` takes the held-out voices only."""
-    import torch
-    from torchaudio.functional import resample
-
     espeak = Espeak()
     flites = {name: Flite(name) for name in FLITE}
     names = [v for v in voices() if held_out(v) == measured and espeak.knows(v)]
@@ -133,21 +140,46 @@ def speak(turns: Iterable[Turn], draw: random.Random, measured: bool) -> Iterato
             starts = tuple(start for _, start, _ in times)
         else:
             voice = draw.choice(names)
-            speed, pitch, spread = (
-                draw.randint(120, 210),
-                draw.randint(15, 80),
-                draw.randint(20, 80),
-            )
-            spread = min(
-                spread, 2 * pitch + 20
-            )  # espeak-ng 1.51 crashes where pitch swings below 0
+            speed, pitch = draw.randint(120, 210), draw.randint(15, 80)
+            # espeak-ng 1.51 crashes where a deep voice's pitch swings below zero
+            spread = min(draw.randint(20, 80), 2 * pitch + 20)
             samples, rate, starts = espeak.say(
                 turn.request, voice, speed=speed, pitch=pitch, spread=spread
             )
         if len(starts) != len(turn.request.split()):
             starts = ()  # "I'd" as two words, say: no labels by time for this one
-        narrow = resample(torch.from_numpy(samples), rate, RATE).clamp(-1, 1)
-        yield Spoken((narrow.numpy() * 32767).astype(np.int16), starts, turn, voice)
+        yield Spoken(coded(narrowed(samples, rate)), starts, turn, voice)
+
+
+def speak_clearly(turns: Iterable[Turn], draw: random.Random, units: Units) -> Iterator[Spoken]:
+    """Requests in few voices that sound more like people: Pico's, and nano-audio's own, so that it
+    understands itself; as of bigger and smaller heads."""
+    picos = {language: Pico(language) for language in LANGUAGES}
+    for turn in turns:
+        voice = draw.choice((*LANGUAGES, *LANGUAGES, OWN))
+        speed, pitch, factor = (
+            draw.randint(80, 130),
+            draw.randint(60, 150),
+            draw.uniform(0.85, 1.17),
+        )
+        if voice != OWN:
+            samples = picos[voice].say(turn.request, speed=speed, pitch=pitch)
+        elif set(words_of(turn.request)) <= set(units.codes):
+            samples = narrowed(units.sound(turn.request), FINE)
+        else:
+            continue
+        yield Spoken(coded(stretched(samples, factor)), (), turn, voice)
+
+
+def narrowed(samples: np.ndarray, rate: int) -> np.ndarray:
+    import torch
+    from torchaudio.functional import resample
+
+    return resample(torch.from_numpy(samples).float(), rate, RATE).numpy()
+
+
+def coded(samples: np.ndarray) -> np.ndarray:
+    return (samples.clip(-1, 1) * 32767).astype(np.int16)
 
 
 def other_sentences(data: Path) -> tuple[list[str], list[str], list[str]]:
@@ -192,6 +224,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--run", type=Path, default=Path("runs/nano-audio"))
     parser.add_argument("--count", type=int, default=12000)
+    parser.add_argument("--clearly", type=int, default=4000, help="in few, more human voices")
     parser.add_argument("--others", type=int, default=6000, help="more of what nobody can answer")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -199,11 +232,14 @@ def main() -> None:
     parts = (("spoken", train, args.count), ("spoken-held-out", held, 300))
     for measured, (name, others, count) in enumerate(parts):
         draw = random.Random(args.seed + measured)
-        turns = (draw_turn(draw, others) for _ in range(count))
+        turns = (draw_turn(draw, others, SHARES) for _ in range(count))
         write(speak(turns, draw, bool(measured)), args.run / name)
     draw = random.Random(args.seed + 2)
     turns = (Turn(text, "other", SORRY) for text in draw.sample(more, min(args.others, len(more))))
     write(speak(turns, draw, measured=False), args.run / "spoken-others")
+    draw, units = random.Random(args.seed + 3), Units.load(args.run / "units.npz")
+    turns = (draw_turn(draw, train, CLEARLY) for _ in range(args.clearly))
+    write(speak_clearly(turns, draw, units), args.run / "spoken-clearly")
 
 
 if __name__ == "__main__":

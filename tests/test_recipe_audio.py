@@ -19,9 +19,9 @@ from nano_audio_augment import augment
 from nano_audio_clips import RATE, Clip, commands, strung, trimmed, vocabulary, wordings
 from nano_audio_detokenizer import Detokenizer, Grains, draw_batch
 from nano_audio_dialogue import INTERLEAVED, N_AUDIO, SPOKEN, TEXT, Dialogue, Positions
-from nano_audio_files import load, save_folder
+from nano_audio_files import save_folder
 from nano_audio_heldout import plain, read_codes, slots_right, slots_told
-from nano_audio_joined import PLAN, Whole, begin, save_norms
+from nano_audio_joined import Whole, begin
 from nano_audio_language import SORRY, draw_order, draw_reply, lexicon, words_of
 from nano_audio_model import settings
 from nano_audio_mouth import Lines, Mix, Mouth, losses, train
@@ -33,7 +33,6 @@ from safetensors.torch import load_file
 
 import audio
 from lfm2_mm.errors import BadInput
-from lfm2_mm.train import Training
 from lfm2_mm.types import Audio
 
 HALVES = ((0, 2), (1, 2))
@@ -255,22 +254,3 @@ def test_a_finished_mouth_is_gone_on_with(lines: Lines, tmp_path: Path) -> None:
     torch.testing.assert_close(again.encoder.out.weight, adapter, rtol=2**-8, atol=0)
     other.load_published(load_file(folder / "audio_detokenizer" / "model.safetensors"))
     torch.testing.assert_close(other.emb.weight, sounds, rtol=2**-8, atol=0)
-
-
-def test_the_mean_of_some_runs_is_written(lines: Lines, tmp_path: Path) -> None:
-    config, runs = settings(lines.dialogue.tokenizer_size), (tmp_path / "one", tmp_path / "two")
-    wholes = [Whole(config, lines, seed) for seed in range(2)]
-    for whole, run in zip(wholes, runs, strict=True):
-        run.mkdir()
-        norm = next(m for m in whole.modules() if isinstance(m, torch.nn.BatchNorm1d))
-        assert norm.running_mean is not None
-        norm.running_mean += torch.randn_like(norm.running_mean)
-        Training(whole, PLAN).save(run / "joined.safetensors")
-        save_norms(whole, run / "joined-norms.safetensors")
-    states = [whole.state_dict() for whole in wholes]
-    for some in (runs, runs[1:]):
-        load(made := Whole(config, lines, 2), some)
-        for name, tensor in made.state_dict().items():
-            if "by_frame" not in name and tensor.is_floating_point():
-                wanted = torch.stack([s[name] for s in states[2 - len(some) :]]).mean(0)
-                torch.testing.assert_close(tensor, wanted, msg=name)

@@ -72,7 +72,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "request": "a large latte", "slots": SLOTS, "reply": "one large latte, coming right up.",
     }  # fmt: skip
     other = {"request": "who are you", "slots": {}, "reply": SORRY}
-    for name, said in (("spoken", order), ("spoken-others", other)):
+    for name, said in (("spoken", order), ("spoken-others", other), ("spoken-clearly", order)):
         (folder / name).mkdir()
         samples = (3000 * NOISE.standard_normal(4 * RATE)).astype(np.int16)
         samples.tofile(folder / name / "samples.i16")
@@ -133,7 +133,7 @@ def test_two_processes_train_and_one_goes_on(
     data: Path, spoken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    for name in ("spoken", "spoken-others"):
+    for name in ("spoken", "spoken-others", "spoken-clearly"):
         (tmp_path / name).symlink_to(spoken / name)
     few = partial(nano_audio_ears.settle_norms, count=2)
     monkeypatch.setattr(nano_audio_ears, "settle_norms", few)
