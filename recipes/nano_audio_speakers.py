@@ -1,4 +1,4 @@
-"""Synthetic customers: requests spoken by espeak-ng and flite, with the time of every word.
+"""Synthetic customers: espeak-ng and flite, with the time of every word; Pico; nano-audio itself.
 
 espeak-ng's C library (Debian's libespeak-ng1) tells word times itself. Hundreds of accents times
 variants stand in for the people that no public collection of coffee orders has.

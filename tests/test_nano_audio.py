@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -93,6 +94,16 @@ def test_it_says_what_it_reads(speech: Speech) -> None:
         assert 0.15 < spoken.seconds / len(text.split()) < 0.7
         right += errors(plain(text), judge.hear(spoken.samples, spoken.rate)) == 0
     assert right >= 3
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_the_readme_s_order_is_understood(dtype: str) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    order = re.search(r'lfm2-mm speak "I want a (.*)\." -o order.wav', readme)
+    assert order is not None
+    speech = audio.open("nano-audio", dtype=dtype, device="cpu", offline=True)
+    reply = speech.converse().reply(speech.speak(f"I want a {order[1]}.").audio)
+    assert reply.text == f"one {order[1]}, coming right up."
 
 
 def test_every_dtype_says_the_same(speech: Speech) -> None:
